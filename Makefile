@@ -1,0 +1,52 @@
+# Targets for people and for CI alike. `make help` lists them.
+PYTHON ?= python3
+PORT ?= 8080
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pigeon needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+up: $(VENV)/.runtime ## start everything on 127.0.0.1:PORT (default 8080)
+	@exec $(BIN)/pigeon up --port $(PORT)
+
+demo: $(VENV)/.runtime ## a scripted session, streamed to this terminal
+	@exec $(BIN)/pigeon demo
+
+check: $(VENV)/.dev ## format, lint, types, import contracts, generated schemas
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m schemas.generate --check
+
+test: $(VENV)/.dev ## every test, in random order, warnings as errors
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev ## side-by-side figures; see bench/README.md
+	$(BIN)/python -m bench
+
+schemas: $(VENV)/.dev ## write schemas/json and schemas/openapi.json anew
+	$(BIN)/python -m schemas.generate
+
+lock: ## resolve the dependencies anew (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --extra build pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o requirements-dev.lock -c requirements.lock
+
+clean: ## remove the environment and the local state
+	rm -rf $(VENV) .pigeon
+
+.PHONY: help up demo check test bench schemas lock clean
