@@ -50,9 +50,7 @@ class Limits(BaseModel):
     tended_every: timedelta = timedelta(seconds=15)
     retention: timedelta = timedelta(days=30)  # transcripts, counted from the session's longest life
     command_timeout: timedelta = timedelta(hours=1)
-    command_running_after: timedelta = timedelta(
-        milliseconds=250
-    )  # shorter ones are never written as running
+    command_running_after: timedelta = timedelta(milliseconds=250)  # shorter ones are never written as running
     spool_bytes: int = 8 * MIB  # uncommitted output; beyond it the program blocks
     output_bytes: int = 64 * MIB  # a session's output budget; beyond it output is discarded with a mark
     workspace_bytes: int = 256 * MIB
