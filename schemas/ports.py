@@ -94,8 +94,8 @@ class Store(Protocol):
     """Documents with the promises of Firestore, and never kinder than it.
 
     A write that returned is durable and seen by every later read, here or in another process. A document over
-    MAX_DOCUMENT_BYTES or a commit over MAX_COMMIT_BYTES raises TooLarge. Any call may raise StoreUnavailable, after which
-    nothing of that call has been written, or, where the answer got lost, all of it.
+    MAX_DOCUMENT_BYTES or a commit over MAX_COMMIT_BYTES raises TooLarge. Any call may raise StoreUnavailable,
+    after which nothing of that call has been written, or, where the answer got lost, all of it.
     """
 
     async def get(self, path: str) -> Snapshot | None:
