@@ -1,0 +1,1 @@
+"""The embedded profile: bus, store, sandboxes, gateway and ticker on one machine."""

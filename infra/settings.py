@@ -1,0 +1,63 @@
+"""What a deployment sets, read from PIGEON_* environment variables once, at start."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.errors import Malformed
+from schemas.limits import Limits
+
+PREFIX = "PIGEON_"
+
+
+class Settings(BaseModel):
+    """One deployment's settings. The defaults are the embedded profile's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: Literal["embedded"] = "embedded"
+    state: Path = Path(".pigeon")  # the folder of everything that is kept
+    port: int = 8080
+    network: Literal["none", "host"] = "none"
+    unsafe_no_sandbox: bool = False
+    allowed_origins: tuple[str, ...] = ()  # for CORS; the gateway's own origin needs no entry
+    supabase_jwks_url: str = ""
+    supabase_jwt_secret: str = ""
+    supabase_issuer: str = ""
+    token_audience: str = "authenticated"  # noqa: S105 - Supabase's audience, no secret
+    tick_seconds: float = 5.0  # how often the embedded ticker publishes; the cloud's scheduler does each minute
+    limits: Limits = Limits()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
+        """Read PIGEON_STATE, PIGEON_NETWORK, ... and PIGEON_LIMITS (a JSON object); `overrides` win.
+
+        Raises Malformed, naming the variable, where a value is not what it should be.
+        """
+        values: dict[str, Any] = {}
+        for name in cls.model_fields:
+            text = environment.get(PREFIX + name.upper())
+            if text is not None:
+                values[name] = _value(name, text)
+        try:
+            return cls.model_validate({**values, **overrides})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise Malformed(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}") from error
+
+
+def _value(name: str, text: str) -> Any:
+    if name == "allowed_origins":
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if name == "limits":
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise Malformed(f"{PREFIX}LIMITS: not a JSON object") from error
+    return text
