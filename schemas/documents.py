@@ -163,6 +163,13 @@ class Transfer(Stored):
     expire_at: datetime
 
 
+class Cursor(Stored):
+    """sessions/{id}/cursors/{caller}: where a client without cursors of its own has read to."""
+
+    offset: int
+    expire_at: datetime
+
+
 class User(Stored):
     """users/{id}: how many sessions of the user live now, and their own limit where it differs (None: the default)."""
 
@@ -208,6 +215,11 @@ def chunk_path(owner: str, offset: int) -> str:
 def transfer_path(session: str, transfer: str) -> str:
     """The document of a transfer."""
     return f"sessions/{session}/transfers/{transfer}"
+
+
+def cursor_path(session: str, user: str) -> str:
+    """Where a caller without cursors has read to."""
+    return f"sessions/{session}/cursors/{quote_id(user)}"
 
 
 def user_path(user: str) -> str:
