@@ -1,0 +1,153 @@
+"""Who gets a sandbox next. A full cluster is a queue, fair by user, never an error."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from datetime import timedelta
+
+from consumers.context import Context
+from consumers.sessions import Held, change, end, held, write
+from schemas.documents import Session, User, user_path
+from schemas.errors import Conflict, NoCapacity, NotFound, SandboxFailed, SandboxGone, Unavailable
+from schemas.events import SessionOpened
+from schemas.ids import SessionId, sandbox_name
+from schemas.lifecycle import SessionState
+from schemas.ports import Phase, Query, Sandbox, SandboxSpec, Where
+
+QUEUE_PAGE = 200  # queued sessions looked at in one round
+QUEUE_LOOK = timedelta(minutes=1)  # how often the sweep looks at a queued session
+
+log = logging.getLogger(__name__)
+
+
+async def admit(context: Context) -> None:
+    """Give sandboxes to queued sessions while there is room; called at every arrival, end and tick."""
+    await context.admission.run(lambda: _round(context))
+
+
+async def _round(context: Context) -> None:
+    for candidate in await fair_queue(context):
+        if not await start(context, candidate):
+            return
+
+
+async def fair_queue(context: Context) -> list[Held]:
+    """The head of the queue in the order of admission.
+
+    A session's turn comes after as many rounds as its user has sandboxes, so a user with many sessions waits behind one
+    with none; within a round, who came first goes first.
+    """
+    query = Query("sessions", (Where("state", "==", SessionState.QUEUED.value),), order_by="queuedAt", limit=QUEUE_PAGE)
+    queue = [held(snapshot) for snapshot in await context.store.query(query)]
+    turns = await _sandboxes_of(context, queue)
+    order: list[tuple[int, int, Held]] = []
+    for arrival, candidate in enumerate(queue):
+        user = candidate.session.user_id
+        order.append((turns[user], arrival, candidate))
+        turns[user] += 1
+    return [candidate for _, _, candidate in sorted(order, key=lambda entry: entry[:2])]
+
+
+async def _sandboxes_of(context: Context, queue: list[Held]) -> dict[str, int]:
+    """For each user in the queue, how many of their live sessions are past it."""
+    queued = Counter(candidate.session.user_id for candidate in queue)
+    turns: dict[str, int] = defaultdict(int)
+    if len(queued) < 2:
+        return turns  # one user's sessions are in order as they are
+    for user, waiting in queued.items():
+        snapshot = await context.store.get(user_path(user))
+        live = User.of(snapshot).live_sessions if snapshot else waiting
+        turns[user] = max(0, live - waiting)
+    return turns
+
+
+async def start(context: Context, candidate: Held) -> bool:
+    """Step one queued session to starting and give it a sandbox; False where there is no room for any."""
+    step = {
+        "state": SessionState.STARTING,
+        "position": None,
+        "deadline": context.now() + context.limits.request_timeout,
+    }
+    try:
+        session = await write(context, candidate, step)
+    except (Conflict, NotFound):
+        return True  # another worker, or its user, moved it
+    return await give_sandbox(context, candidate.id, session)
+
+
+async def give_sandbox(context: Context, session_id: str, session: Session) -> bool:
+    """Find, claim or create the sandbox of a starting session and have it tended; False where there is no room."""
+    try:
+        sandbox = await _obtain(context, session_id, session)
+    except (NoCapacity, Unavailable) as error:
+        await _back_to_queue(context, session_id, str(error))
+        return False
+    except SandboxFailed as error:
+        await end(context, session_id, SessionState.FAILED, str(error), final_offset=0)
+        return True
+    named = await change(context, session_id, lambda now: _name(context, now, sandbox))
+    if named is None:  # closed meanwhile, or another worker named another one: nobody wants this sandbox
+        await context.sandboxes.delete(sandbox.name, sandbox.uid)
+    else:
+        await context.publish(SessionOpened(epoch=named.epoch), session_id)
+    return True
+
+
+def _name(context: Context, session: Session, sandbox: Sandbox) -> dict[str, object] | None:
+    if session.state is not SessionState.STARTING or session.pod_uid not in ("", sandbox.uid):
+        return None
+    return {
+        "pod_name": sandbox.name,
+        "pod_uid": sandbox.uid,
+        "tended_at": context.now(),  # from here on a silent tender is noticed
+        "deadline": context.now() + context.limits.start_timeout,
+    }
+
+
+async def _back_to_queue(context: Context, session_id: str, why: str) -> None:
+    log.info("session %s waits: %s", session_id, why)
+    fields = {"state": SessionState.QUEUED, "deadline": context.now() + QUEUE_LOOK}
+    await change(context, session_id, lambda now: fields if now.state is SessionState.STARTING else None)
+
+
+async def _obtain(context: Context, session_id: str, session: Session) -> Sandbox:
+    for sandbox in await context.sandboxes.find(session_id):
+        if sandbox.phase is not Phase.ENDED:
+            return sandbox
+    return await _claim(context, session_id) or await context.sandboxes.create(spec(context, session_id, session))
+
+
+async def _claim(context: Context, session_id: str) -> Sandbox | None:
+    for warm in await context.sandboxes.list():
+        if warm.session is None and warm.phase is Phase.RUNNING:
+            try:
+                return await context.sandboxes.claim(warm.name, warm.uid, session_id)
+            except (Conflict, SandboxGone):
+                continue
+    return None
+
+
+def spec(context: Context, session_id: str | None, session: Session | None, name: str = "") -> SandboxSpec:
+    """What to create for a session, or for the pool."""
+    limits = context.limits
+    return SandboxSpec(
+        name=name or sandbox_name(SessionId(session_id or "")),
+        session=session_id,
+        memory_bytes=limits.memory_bytes,
+        workspace_bytes=limits.workspace_bytes,
+        processes=limits.processes,
+        file_bytes=limits.file_bytes,
+        lifetime_seconds=int(limits.session_lifetime.total_seconds()),
+        image=session.image if session else "",
+    )
+
+
+async def write_positions(context: Context) -> None:
+    """Tell each queued session its place, where it has changed."""
+    for place, candidate in enumerate(await fair_queue(context), start=1):
+        if candidate.session.position != place:
+            try:
+                await write(context, candidate, {"position": place})
+            except (Conflict, NotFound):
+                continue

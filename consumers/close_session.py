@@ -1,0 +1,75 @@
+"""session.closed: step to closing and stop the shell; the tender drains and finishes."""
+
+from __future__ import annotations
+
+import logging
+
+from consumers.admission import admit
+from consumers.commands import settle_all
+from consumers.context import Context
+from consumers.sessions import change, end, load
+from consumers.settlement import DONE, Refuse, Settlement
+from schemas.documents import Session
+from schemas.errors import AgentRefused, SandboxGone, Unavailable
+from schemas.events import CloseReason
+from schemas.lifecycle import CommandState, SessionState
+
+WORDS = {
+    CloseReason.USER: "closed by its user",
+    CloseReason.IDLE: "closed because nobody used it",
+    CloseReason.EXPIRED: "closed at the end of its longest life",
+    CloseReason.ADMIN: "closed by the operator",
+}
+
+log = logging.getLogger(__name__)
+
+
+async def close_session(context: Context, session_id: str, reason: CloseReason) -> Settlement:
+    """Begin the end. A session without a sandbox ends at once; one that came back to life is not closed as idle."""
+    current = await load(context, session_id)
+    if current is None:
+        return Refuse("unknown_session", "no document of this session")
+    if not current.session.live or (reason is CloseReason.IDLE and not idle(context, current.session)):
+        return DONE
+    if not current.session.pod_uid:
+        await close_unstarted(context, session_id, WORDS[reason])
+        return DONE
+    closing = await change(context, session_id, lambda session: _close(context, session, reason))
+    if closing is not None:
+        await _stop_shell(context, session_id, closing)
+    return DONE
+
+
+def idle(context: Context, session: Session) -> bool:
+    """Whether the session is ready and has not been used for the whole idle time-out, after a warning."""
+    unused = context.now() - session.last_activity_at
+    return session.state is SessionState.READY and session.warning is not None and unused >= context.limits.idle_timeout
+
+
+async def close_unstarted(context: Context, session_id: str, words: str) -> None:
+    """End a session that has no sandbox; one that is being created for it is deleted by its creator."""
+    await settle_all(context, session_id, CommandState.KILLED, words)
+    if await end(context, session_id, SessionState.CLOSED, words, final_offset=0):
+        await settle_all(context, session_id, CommandState.KILLED, words)
+    await admit(context)
+
+
+def _close(context: Context, session: Session, reason: CloseReason) -> dict[str, object] | None:
+    if session.state not in (SessionState.STARTING, SessionState.READY):
+        return None
+    if reason is CloseReason.IDLE and not idle(context, session):
+        return None
+    return {
+        "state": SessionState.CLOSING,
+        "reason": WORDS[reason],
+        "warning": None,
+        "deadline": context.now() + context.limits.closing_grace,
+    }
+
+
+async def _stop_shell(context: Context, session_id: str, session: Session) -> None:
+    try:
+        control = await context.controls.get(session_id, session)
+        await control.request("stop")
+    except (SandboxGone, Unavailable, AgentRefused) as error:
+        log.info("session %s cannot be asked to stop, its tender or the sweep ends it: %s", session_id, error)

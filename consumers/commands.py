@@ -1,0 +1,132 @@
+"""Changes to command documents, and handing commands to the agent in the order of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+from consumers.agent.client import AgentControl
+from consumers.context import Context
+from consumers.sessions import MAX_RETRIES, Held, load
+from schemas.documents import Command, Session, command_path, commands_of, plain, session_path
+from schemas.errors import AgentRefused, Conflict
+from schemas.events import CommandSubmitted
+from schemas.lifecycle import TAKES_INPUT, UNSETTLED, CommandState, SessionState, check_command_step
+from schemas.ports import Query, Transaction, Where
+
+PAGE = 50
+
+
+async def record(context: Context, session_id: str, event: CommandSubmitted, at: datetime) -> Command | None:
+    """Give the command the session's next number and create its document, once; None if there is no such session.
+
+    A command for a session that takes no input any more is recorded as killed, so that its sender sees an end.
+    """
+    path = command_path(session_id, event.command_id)
+
+    async def work(transaction: Transaction) -> Command | None:
+        snapshot = await transaction.get(session_path(session_id))
+        known = await transaction.get(path)
+        if known is not None:
+            return Command.of(known)
+        if snapshot is None:
+            return None
+        session = Session.of(snapshot)
+        command = _new(event, session, at)
+        transaction.create(path, command.fields())
+        transaction.update(session_path(session_id), {"nextCommand": session.next_command + 1})
+        return command
+
+    return await context.store.transact(work)
+
+
+def _new(event: CommandSubmitted, session: Session, at: datetime) -> Command:
+    late = session.state not in TAKES_INPUT
+    return Command(
+        number=session.next_command,
+        text=event.text,
+        state=CommandState.KILLED if late else CommandState.WAITING,
+        reason="the session had ended" if late else "",
+        timeout_seconds=event.timeout_seconds,
+        submitted_at=at,
+        ended_at=at if late else None,
+        expire_at=session.expire_at,
+    )
+
+
+async def change(context: Context, session_id: str, command_id: str, state: CommandState, **fields: Any) -> bool:
+    """Step a command to `state` with snake_case `fields`; False if it is missing or has ended already."""
+    path = command_path(session_id, command_id)
+    for _ in range(MAX_RETRIES):
+        snapshot = await context.store.get(path)
+        if snapshot is None:
+            return False
+        command = Command.of(snapshot)
+        if command.state not in UNSETTLED or command.state is state:
+            return False
+        check_command_step(command.state, state)
+        stored = command.model_copy(update={**fields, "state": state}).fields()
+        names = {Command.model_fields[name].alias or name for name in (*fields, "state")}
+        try:
+            await context.store.update(path, plain({n: stored[n] for n in names}), expect=snapshot.version)
+        except Conflict:
+            continue
+        return True
+    raise Conflict(f"command {command_id} was written by others {MAX_RETRIES} times in a row")
+
+
+async def in_state(context: Context, session_id: str, state: CommandState) -> AsyncIterator[tuple[str, Command]]:
+    """The session's commands in `state`, by number, read in pages."""
+    least = 0
+    while True:
+        query = Query(
+            commands_of(session_id),
+            (Where("state", "==", state.value), Where("number", ">=", least)),
+            order_by="number",
+            limit=PAGE,
+        )
+        page = await context.store.query(query)
+        for snapshot in page:
+            command = Command.of(snapshot)
+            least = command.number + 1
+            yield snapshot.id, command
+        if len(page) < PAGE:
+            return
+
+
+async def deliver_waiting(context: Context, current: Held) -> None:
+    """Hand every waiting command to the agent. Raises AgentUnreachable or SandboxGone; repeating it is harmless."""
+    if current.session.state is not SessionState.READY:
+        return
+    control = await context.controls.get(current.id, current.session)
+    async for command_id, command in in_state(context, current.id, CommandState.WAITING):
+        await hand_over(context, control, command_id, command)
+
+
+async def deliver(context: Context, session_id: str, command_id: str, command: Command) -> None:
+    """Hand one new command to the agent, after those before it if it does not know them yet."""
+    current = await load(context, session_id)
+    if current is None or current.session.state is not SessionState.READY:
+        return  # the tender delivers what waits when the session is ready
+    control = await context.controls.get(session_id, current.session)
+    try:
+        await hand_over(context, control, command_id, command)
+    except AgentRefused as refusal:
+        if refusal.code != "command_gap":
+            raise
+        await deliver_waiting(context, current)
+
+
+async def hand_over(context: Context, control: AgentControl, command_id: str, command: Command) -> None:
+    """Give one command to the agent, which runs it once, whatever happens to this call."""
+    seconds = command.timeout_seconds or int(context.limits.command_timeout.total_seconds())
+    await control.request("run", number=command.number, commandId=command_id, text=command.text, timeoutSeconds=seconds)
+
+
+async def settle_all(context: Context, session_id: str, state: CommandState, reason: str) -> None:
+    """Give every command that has no end yet this one: a session that ended leaves none open."""
+    for unsettled in UNSETTLED:
+        async for command_id, _ in in_state(context, session_id, unsettled):
+            end = state if unsettled is CommandState.RUNNING else CommandState.KILLED
+            await change(context, session_id, command_id, end, reason=reason, ended_at=context.now())

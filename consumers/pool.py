@@ -1,0 +1,38 @@
+"""Warm sandboxes: started, not opened, without a session."""
+
+from __future__ import annotations
+
+import logging
+
+from consumers.admission import spec
+from consumers.context import Context
+from schemas.errors import NoCapacity, SandboxFailed, Unavailable
+from schemas.ids import new_id
+from schemas.ports import Phase
+
+log = logging.getLogger(__name__)
+
+
+async def fill(context: Context) -> None:
+    """Keep `limits.pool_size` sandboxes warm. Lack of room is no error: users come first."""
+    await context.filling.run(lambda: _fill(context))
+
+
+async def _fill(context: Context) -> None:
+    warm = [sandbox for sandbox in await context.sandboxes.list() if sandbox.session is None]
+    for sandbox in warm:
+        if sandbox.phase is Phase.ENDED:
+            await context.sandboxes.delete(sandbox.name, sandbox.uid)
+    alive = sum(sandbox.phase is not Phase.ENDED for sandbox in warm)
+    for _ in range(context.limits.pool_size - alive):
+        if not await _add(context):
+            return
+
+
+async def _add(context: Context) -> bool:
+    try:
+        await context.sandboxes.create(spec(context, None, None, name=f"pool-{new_id()[:12]}"))
+    except (NoCapacity, Unavailable, SandboxFailed) as error:
+        log.warning("no warm sandbox: %s", error)
+        return False
+    return True

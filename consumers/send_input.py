@@ -1,0 +1,61 @@
+"""input.sent, terminal.resized, signal.sent: what goes straight to the terminal."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from consumers.agent.client import AgentControl
+from consumers.context import Context
+from consumers.sessions import change, load
+from consumers.settlement import DONE, Later, Refuse, Settlement
+from schemas.envelope import CloudEvent
+from schemas.events import InputSent, SignalSent, TerminalResized
+from schemas.lifecycle import TAKES_INPUT, SessionState
+
+READY_PATIENCE = timedelta(seconds=10)  # how long input waits for a session that is starting
+READY_POLL_SECONDS = 0.1
+
+
+async def send_input(context: Context, cloud_event: CloudEvent) -> Settlement:
+    """Give it to the agent, once. Early input waits a little; input for a session that is ending has no effect."""
+    ready = await ready_control(context, cloud_event)
+    if not isinstance(ready, AgentControl):
+        return ready
+    event = cloud_event.event
+    match event:
+        case InputSent():
+            await ready.input(cloud_event.id, event.data)
+        case TerminalResized():
+            await ready.request("resize", id=cloud_event.id, rows=event.rows, cols=event.cols)
+        case SignalSent(command_id=None):
+            await ready.request("signal", id=cloud_event.id, name=event.signal.value)
+        case SignalSent():
+            await ready.request("cancel", commandId=event.command_id)
+    return DONE
+
+
+async def ready_control(context: Context, cloud_event: CloudEvent) -> AgentControl | Settlement:
+    """The control connection of the event's session, or the verdict where it has none."""
+    session_id = cloud_event.subject
+    control = context.controls.peek(session_id)
+    if control is not None:
+        return control
+    current = await load(context, session_id)
+    if current is None:
+        return Refuse("unknown_session", "no document of this session")
+    if current.session.state not in TAKES_INPUT:
+        return DONE
+    if current.session.state is SessionState.READY:
+        return await context.controls.get(session_id, current.session)
+    if isinstance(cloud_event.event, TerminalResized):
+        await _remember_size(context, session_id, cloud_event.event)
+        return DONE
+    if context.now() - cloud_event.time < READY_PATIENCE:
+        return Later(READY_POLL_SECONDS)
+    return Refuse("not_ready", f"the session was still {current.session.state} after {READY_PATIENCE}")
+
+
+async def _remember_size(context: Context, session_id: str, event: TerminalResized) -> None:
+    """The shell that is about to start gets the newest size."""
+    size = {"rows": event.rows, "cols": event.cols}
+    await change(context, session_id, lambda session: size if session.state is not SessionState.READY else None)

@@ -1,0 +1,139 @@
+"""Changes to session documents: by precondition, checked against the lifecycle, retried after a lost race."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from consumers.context import Context
+from schemas.documents import Session, User, plain, session_path, user_path
+from schemas.errors import Conflict, NotFound
+from schemas.events import SessionEnded
+from schemas.lifecycle import ENDED, LIVE, SessionState, check_session_step
+from schemas.ports import Snapshot, Transaction
+
+MAX_RETRIES = 20  # of one compare-and-set; each loss means that another writer got through
+
+Change = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A session as it was read, with the version that a precondition names."""
+
+    id: str
+    session: Session
+    version: str
+
+
+def held(snapshot: Snapshot) -> Held:
+    """Read a snapshot of a session."""
+    return Held(snapshot.id, Session.of(snapshot), snapshot.version)
+
+
+async def load(context: Context, session_id: str) -> Held | None:
+    """The session now, or None."""
+    snapshot = await context.store.get(session_path(session_id))
+    return None if snapshot is None else held(snapshot)
+
+
+async def change(context: Context, session_id: str, decide: Callable[[Session], Change | None]) -> Session | None:
+    """Apply what `decide` makes of the session's present state; returns the session as written.
+
+    `decide` may be asked again when somebody else wrote first; None from it, or no such session, means that nothing
+    is written and None is returned. Raises IllegalStep for a step that the lifecycle does not have, Conflict when
+    contention did not end.
+    """
+    for _ in range(MAX_RETRIES):
+        current = await load(context, session_id)
+        if current is None:
+            return None
+        fields = decide(current.session)
+        if fields is None:
+            return None
+        try:
+            return await write(context, current, fields)
+        except Conflict:
+            continue
+        except NotFound:
+            return None
+    raise Conflict(f"session {session_id} was written by others {MAX_RETRIES} times in a row")
+
+
+async def write(context: Context, current: Held, fields: Change) -> Session:
+    """Write snake_case `fields` if the document is still as it was read. Raises Conflict, IllegalStep, NotFound."""
+    changed = _changed(current.session, fields)
+    stored = changed.fields()
+    names = {alias_of(name) for name in fields} | ({"live"} if "state" in fields else set())
+    await context.store.update(session_path(current.id), {name: stored[name] for name in names}, expect=current.version)
+    return changed
+
+
+def alias_of(name: str) -> str:
+    """The stored name of a field of Session."""
+    return Session.model_fields[name].alias or name
+
+
+def _changed(session: Session, fields: Change) -> Session:
+    state = fields.get("state", session.state)
+    if state is not session.state:
+        check_session_step(session.state, state)
+    return session.model_copy(update={**fields, "live": state not in ENDED})
+
+
+async def end(
+    context: Context,
+    session_id: str,
+    state: SessionState,
+    reason: str,
+    *,
+    only: frozenset[SessionState] = LIVE,
+    **fields: Any,
+) -> bool:
+    """Step to an end state and give the user's place back, in one transaction; says so on session-lifecycle.
+
+    Returns False where the session is missing or is in none of the states `only`; nothing is changed then.
+    """
+
+    async def work(transaction: Transaction) -> Session | None:
+        snapshot = await transaction.get(session_path(session_id))
+        if snapshot is None:
+            return None
+        session = Session.of(snapshot)
+        if session.state not in only:
+            return None
+        user = await transaction.get(user_path(session.user_id))
+        ended = _ended(context, session, state, reason, fields)
+        transaction.update(session_path(session_id), _difference(session, ended))
+        if user is not None:
+            count = max(0, User.of(user).live_sessions - 1)
+            transaction.update(user_path(session.user_id), {"liveSessions": count})
+        return ended
+
+    ended = await context.store.transact(work)
+    if ended is None:
+        return False
+    await context.publish(_farewell(ended), session_id, id=f"{session_id}-ended")
+    return True
+
+
+def _ended(context: Context, session: Session, state: SessionState, reason: str, fields: Change) -> Session:
+    cleared = {"deadline": None, "tended_at": None, "warning": None, "position": None}
+    return _changed(session, {**cleared, "ended_at": context.now(), **fields, "state": state, "reason": reason})
+
+
+def _difference(old: Session, new: Session) -> Change:
+    before, after = old.fields(), new.fields()
+    return plain({name: value for name, value in after.items() if before[name] != value})
+
+
+def _farewell(session: Session) -> SessionEnded:
+    assert session.ended_at is not None
+    return SessionEnded(
+        user_id=session.user_id,
+        state=session.state.value,
+        reason=session.reason,
+        seconds=(session.ended_at - session.created_at).total_seconds(),
+        usage=session.usage,
+    )

@@ -1,0 +1,287 @@
+"""session.opened: one worker tends the session for as long as it holds this message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from consumers import chunks
+from consumers.admission import admit
+from consumers.agent.client import AgentConnection, attach, connect, open_shell
+from consumers.commands import deliver_waiting, settle_all
+from consumers.context import Context
+from consumers.pool import fill
+from consumers.pump import Pump
+from consumers.sessions import Held, change, end, load
+from consumers.settlement import DONE, LEAVE, Settlement
+from schemas.documents import Session, session_path
+from schemas.errors import AgentRefused, AgentUnreachable, Diverged, PigeonError, SandboxFailed, SandboxGone, Superseded
+from schemas.events import SessionOpened, SessionStarted, Usage
+from schemas.lifecycle import CommandState, SessionState
+from schemas.ports import Phase
+from schemas.transcript import TranscriptWriter
+
+RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS = 0.05, 2.0
+
+log = logging.getLogger(__name__)
+
+
+async def tend_session(
+    context: Context, session_id: str, event: SessionOpened, *, message_id: str, attempt: int, stopping: asyncio.Event
+) -> Settlement:
+    """Take the session over and tend it to its end, or until `stopping` is set: then a fresh message hands it on."""
+    if attempt > 1:  # its holder died; a fresh message keeps the attempts from adding up
+        await _say_again(context, session_id, event, message_id)
+        return DONE
+    session = await _take_over(context, session_id, event, message_id)
+    if session is None:
+        return DONE
+    tending = asyncio.create_task(Tender(context, session_id, session).run())
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((tending, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if tending.done():
+            return tending.result()
+        await context.publish(SessionOpened(epoch=session.epoch), session_id)
+        return DONE
+    finally:
+        tending.cancel()
+        stopped.cancel()
+        await asyncio.gather(tending, stopped, return_exceptions=True)
+
+
+async def _say_again(context: Context, session_id: str, event: SessionOpened, message_id: str) -> None:
+    current = await load(context, session_id)
+    if current is not None and current.session.live and _vacant(context, current.session, event, message_id):
+        await context.publish(SessionOpened(epoch=current.session.epoch), session_id)
+
+
+def _vacant(context: Context, session: Session, event: SessionOpened, message_id: str) -> bool:
+    """Whether nobody else tends the session: no epoch was taken since this message was published, or only by its
+    own former holder, or by a tender that has gone silent."""
+    if event.epoch >= session.epoch or session.tender == message_id or session.tended_at is None:
+        return True
+    return context.now() - session.tended_at >= context.limits.tended_stale
+
+
+async def _take_over(context: Context, session_id: str, event: SessionOpened, message_id: str) -> Session | None:
+    def decide(session: Session) -> dict[str, Any] | None:
+        if not session.live or not session.pod_uid or not _vacant(context, session, event, message_id):
+            return None
+        return {"epoch": session.epoch + 1, "tender": message_id, "tended_at": context.now()}
+
+    return await change(context, session_id, decide)
+
+
+class Tender:
+    """Brings one session from its sandbox's start to the end that its document will show."""
+
+    def __init__(self, context: Context, session_id: str, session: Session) -> None:
+        self._context = context
+        self._id = session_id
+        self._session = session
+        self._owner = session_path(session_id)
+
+    async def run(self) -> Settlement:
+        """Tend to the end; every way out is either an end state in the document or a verdict for the message."""
+        try:
+            return await self._tend()
+        except Superseded as error:
+            log.info("session %s: %s", self._id, error)
+            return LEAVE
+        except SandboxFailed as error:
+            await self._end(SessionState.FAILED, str(error), await self._committed())
+        except SandboxGone as error:
+            await self._gone(str(error))
+        except Diverged as error:
+            log.critical("session %s: the transcript diverged: %s", self._id, error)
+            await self._lost(f"diverged: {error}")
+        return DONE
+
+    async def _tend(self) -> Settlement:
+        delay = RECONNECT_MIN_SECONDS
+        while True:
+            started = asyncio.get_running_loop().time()
+            try:
+                return await self._tend_once()
+            except (AgentUnreachable, TimeoutError) as error:
+                log.info("session %s: %s", self._id, error)
+            if asyncio.get_running_loop().time() - started > RECONNECT_MAX_SECONDS:
+                delay = RECONNECT_MIN_SECONDS
+            await self._check_sandbox()
+            await self._context.clock.sleep(delay)
+            delay = min(2 * delay, RECONNECT_MAX_SECONDS)
+
+    async def _check_sandbox(self) -> None:
+        sandbox = await self._context.sandboxes.get(self._session.pod_name)
+        if sandbox is None or sandbox.uid != self._session.pod_uid:
+            raise SandboxGone("the sandbox vanished")
+        if sandbox.phase is Phase.ENDED:
+            raise SandboxGone(sandbox.reason or "the sandbox ended")
+
+    async def _tend_once(self) -> Settlement:
+        await self._context.sandboxes.running(self._session.pod_name, self._session.pod_uid)
+        await self._refresh()
+        if self._session.state is SessionState.CLOSING and not self._session.agent_boot_id:
+            await self._end(SessionState.CLOSED, self._session.reason, 0)  # closed before its shell ever started
+            return DONE
+        connection = await self._connect()
+        try:
+            return await self._attend(connection)
+        finally:
+            await connection.close()
+
+    async def _refresh(self) -> None:
+        current = await load(self._context, self._id)
+        if current is None or not current.session.live:
+            raise Superseded("the session has ended")
+        if current.session.epoch != self._session.epoch:
+            raise Superseded(f"epoch {current.session.epoch} took over from {self._session.epoch}")
+        self._session = current.session
+
+    async def _connect(self) -> AgentConnection:
+        session = self._session
+        connection = await connect(await self._context.sandboxes.connect(session.pod_name, session.pod_uid))
+        try:
+            if session.agent_boot_id not in ("", connection.boot_id):
+                raise SandboxGone("the sandbox's agent was restarted; what it held is lost")
+            await self._open(connection)
+        except AgentRefused as refusal:
+            await connection.close()
+            raise SandboxGone(f"the sandbox's agent refuses its worker: {refusal}") from refusal
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _open(self, connection: AgentConnection) -> None:
+        limits = self._context.limits
+        await open_shell(
+            connection,
+            self._context.controls.key(self._id, self._session),
+            rows=self._session.rows,
+            cols=self._session.cols,
+            notice=self._context.notice,
+            outputBytes=limits.output_bytes,
+            spoolBytes=limits.spool_bytes,
+        )
+
+    async def _attend(self, connection: AgentConnection) -> Settlement:
+        offset = await self._committed()
+        key = self._context.controls.key(self._id, self._session)
+        await attach(connection, key, epoch=self._session.epoch, offset=offset)
+        await self._become_ready(connection.boot_id)
+        pump = Pump(self._context, self._id, self._session, connection, TranscriptWriter(offset))
+        pumping = asyncio.create_task(pump.run())
+        try:
+            await self._deliver_waiting()
+            ended = await pumping
+        finally:
+            pumping.cancel()
+            await asyncio.gather(pumping, return_exceptions=True)
+        if ended is None:
+            raise Superseded("the transcript was sealed by the sweep")
+        await self._shell_ended(ended, await pump.usage())
+        return DONE
+
+    async def _committed(self) -> int:
+        newest = await chunks.last(self._context, self._owner)
+        if newest is not None and newest.kind == "gap" and newest.length is None:
+            raise Superseded("the transcript was sealed by the sweep")
+        return newest.end if newest is not None else 0
+
+    async def _become_ready(self, boot_id: str) -> None:
+        ready = await change(self._context, self._id, lambda session: self._ready_step(session, boot_id))
+        if ready is None:
+            return
+        self._session = ready
+        seconds = (self._context.now() - ready.created_at).total_seconds()
+        event = SessionStarted(user_id=ready.user_id, seconds=seconds)
+        await self._context.publish(event, self._id, id=f"{self._id}-started")
+
+    def _ready_step(self, session: Session, boot_id: str) -> dict[str, Any] | None:
+        if session.epoch != self._session.epoch:
+            raise Superseded(f"epoch {session.epoch} took over from {self._session.epoch}")
+        if session.state is not SessionState.STARTING:
+            return None
+        now, limits = self._context.now(), self._context.limits
+        return {
+            "state": SessionState.READY,
+            "agent_boot_id": boot_id,
+            "ready_at": now,
+            "last_activity_at": now,
+            "deadline": min(now + limits.idle_timeout - limits.idle_warning, session.expires_at),
+        }
+
+    async def _deliver_waiting(self) -> None:
+        current = await load(self._context, self._id)
+        try:
+            if current is not None:
+                await deliver_waiting(self._context, current)
+        except PigeonError as error:  # the pump tries again at every signature
+            log.info("session %s: waiting commands are delivered later: %s", self._id, error)
+
+    async def _shell_ended(self, mark: dict[str, Any], usage: Usage) -> None:
+        """Every byte and mark is durable: write the final offset first, so that a crash from here on loses nothing."""
+        words = _words(mark)
+
+        def decide(session: Session) -> dict[str, Any]:
+            fields: dict[str, Any] = {"final_offset": mark["offset"], "usage": usage}
+            if session.state is SessionState.READY:
+                deadline = self._context.now() + self._context.limits.closing_grace
+                fields |= {"state": SessionState.CLOSING, "reason": words, "deadline": deadline, "warning": None}
+            return fields
+
+        closing = await change(self._context, self._id, decide)
+        if closing is not None:
+            await self._end(SessionState.CLOSED, closing.reason, mark["offset"])
+
+    async def _gone(self, why: str) -> None:
+        """The sandbox is gone: a session that was closing and had said its last byte is closed, any other is lost."""
+        current = await load(self._context, self._id)
+        if current is None or not current.session.live:
+            return
+        session = current.session
+        if session.epoch != self._session.epoch:
+            return
+        if session.final_offset is not None:
+            await self._end(SessionState.CLOSED, session.reason, session.final_offset)
+        elif not session.agent_boot_id:
+            await self._unopened(session, why)
+        else:
+            await self._lost(why)
+
+    async def _unopened(self, session: Session, why: str) -> None:
+        closing = session.state is SessionState.CLOSING
+        state = SessionState.CLOSED if closing else SessionState.LOST
+        await self._end(state, session.reason if closing else why, 0)
+
+    async def _lost(self, why: str) -> None:
+        offset = await chunks.seal(self._context, self._owner, why, self._session.expire_at)
+        await self._end(SessionState.LOST, why, offset)
+
+    async def _end(self, state: SessionState, reason: str, final_offset: int) -> None:
+        await finish(self._context, Held(self._id, self._session, ""), state, reason, final_offset)
+
+
+async def finish(context: Context, current: Held, state: SessionState, reason: str, final_offset: int) -> None:
+    """Leave nothing of a session: no sandbox, no connection, no open command, no place taken.
+
+    Whatever is done already is skipped, so a crash half way is made good by calling it again.
+    """
+    session = current.session
+    await context.controls.drop(current.id)
+    if session.pod_uid:
+        await context.sandboxes.delete(session.pod_name, session.pod_uid)
+    unsettled = CommandState.LOST if state is SessionState.LOST else CommandState.KILLED
+    await settle_all(context, current.id, unsettled, reason)
+    await end(context, current.id, state, reason, final_offset=final_offset)
+    await admit(context)
+    await fill(context)
+
+
+def _words(mark: dict[str, Any]) -> str:
+    if mark.get("signal"):
+        return f"the shell was killed by signal {mark['signal']}"
+    return f"the shell exited with code {mark.get('exitCode')}"
