@@ -1,0 +1,135 @@
+"""The composition root: the one place where ports meet adapters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from consumers.context import Context
+from consumers.controls import Controls
+from consumers.worker import Worker
+from infra.clock import SystemClock
+from infra.local.bus import LocalBus
+from infra.local.database import Database
+from infra.local.keys import token_secret, worker_secret
+from infra.local.sandboxes import LocalSandboxes
+from infra.local.store import LocalStore
+from infra.settings import Settings
+from producers.identity import LocalIdentity, SupabaseIdentity
+from producers.services import Services
+from schemas.documents import INDEXES
+from schemas.ports import Bus, Clock, Identity, Sandboxes
+from schemas.topics import SUBSCRIPTIONS, TOPICS
+
+DATABASE_FILE = "pigeon.db"
+SANDBOXES_FOLDER = "sandboxes"
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """The adapters of one process."""
+
+    settings: Settings
+    clock: Clock
+    store: LocalStore
+    bus: Bus
+    sandboxes: Sandboxes
+    identity: Identity
+    secret: bytes
+
+
+@asynccontextmanager
+async def backends(settings: Settings) -> AsyncIterator[Backends]:
+    """Open what a process of this deployment needs; closes it on the way out.
+
+    Raises InsecureSecret, StoreUnavailable or UnknownSchema where the state folder is not usable.
+    """
+    clock = SystemClock()
+    secret = await asyncio.to_thread(worker_secret, settings.state)
+    identity = await asyncio.to_thread(_identity, settings, clock)
+    async with Database(settings.state / DATABASE_FILE) as database:
+        yield Backends(
+            settings=settings,
+            clock=clock,
+            store=LocalStore(database, indexes=INDEXES),
+            bus=LocalBus(database, topics=TOPICS, subscriptions=SUBSCRIPTIONS, clock=clock),
+            sandboxes=LocalSandboxes(
+                settings.state / SANDBOXES_FOLDER,
+                limits=settings.limits,
+                network=settings.network,
+                unsafe=settings.unsafe_no_sandbox,
+            ),
+            identity=identity,
+            secret=secret,
+        )
+
+
+def _identity(settings: Settings, clock: Clock) -> Identity:
+    if settings.supabase_jwks_url or settings.supabase_jwt_secret:
+        return SupabaseIdentity(
+            clock=clock,
+            jwks_url=settings.supabase_jwks_url,
+            secret=settings.supabase_jwt_secret,
+            issuer=settings.supabase_issuer,
+            audience=settings.token_audience,
+        )
+    return LocalIdentity(clock=clock, secret=token_secret(settings.state))
+
+
+def services(backends: Backends) -> Services:
+    """What the HTTP functions need."""
+    return Services(
+        store=backends.store,
+        bus=backends.bus,
+        identity=backends.identity,
+        clock=backends.clock,
+        limits=backends.settings.limits,
+        minter=None,
+        allowed_origins=frozenset(backends.settings.allowed_origins),
+        source="/producers",
+    )
+
+
+def worker(backends: Backends) -> Worker:
+    """A worker of this process, ready to run."""
+    return Worker(context(backends))
+
+
+def context(backends: Backends) -> Context:
+    """What the handlers need."""
+    return Context(
+        store=backends.store,
+        bus=backends.bus,
+        sandboxes=backends.sandboxes,
+        clock=backends.clock,
+        limits=backends.settings.limits,
+        controls=Controls(backends.sandboxes, backends.secret),
+        notice=notice(backends.settings),
+    )
+
+
+def notice(settings: Settings) -> str:
+    """The first line of every session where its isolation is less than the default; "" where it is not."""
+    if settings.unsafe_no_sandbox:
+        return "WARNING: no sandbox here. What runs in this session can do whatever the server's user can."
+    if settings.network == "host":
+        return "This session shares the network of its host."
+    return ""
+
+
+_opened: asyncio.Task[Services] | None = None
+
+
+async def producer_services() -> Services:
+    """The services of this process, opened at first use and kept for its life: a function instance has no end hook."""
+    global _opened
+    if _opened is None:
+        _opened = asyncio.create_task(_open())
+    return await asyncio.shield(_opened)
+
+
+async def _open() -> Services:
+    entered = backends(Settings.from_environment())
+    return services(await entered.__aenter__())
