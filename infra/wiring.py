@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -119,17 +120,15 @@ def notice(settings: Settings) -> str:
     return ""
 
 
-_opened: asyncio.Task[Services] | None = None
-
-
 async def producer_services() -> Services:
     """The services of this process, opened at first use and kept for its life: a function instance has no end hook."""
-    global _opened
-    if _opened is None:
-        _opened = asyncio.create_task(_open())
-    return await asyncio.shield(_opened)
+    return await asyncio.shield(_opening())
+
+
+@functools.cache
+def _opening() -> asyncio.Task[Services]:
+    return asyncio.create_task(_open())
 
 
 async def _open() -> Services:
-    entered = backends(Settings.from_environment())
-    return services(await entered.__aenter__())
+    return services(await backends(Settings.from_environment()).__aenter__())
