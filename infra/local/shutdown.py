@@ -1,0 +1,60 @@
+"""The orderly end of a whole stack: its sessions are closed, and no sandbox stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from infra.wiring import Backends
+from schemas.envelope import encode, wrap
+from schemas.errors import PigeonError
+from schemas.events import CloseReason, SessionClosed
+from schemas.ports import Query, Sandboxes, Snapshot, Where
+
+SOURCE = "/pigeon/shutdown"
+CLOSE_SECONDS = 15.0  # how long sessions may take to end in good order
+DELETE_SECONDS = 10.0
+POLL_SECONDS = 0.05
+FAR = timedelta(days=3650)
+
+logger = logging.getLogger(__name__)
+
+
+async def close_sessions(ports: Backends) -> None:
+    """Close every live session and return when all have ended, or after CLOSE_SECONDS. Never raises PigeonError."""
+    told: set[str] = set()
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            while live := await _live_sessions(ports):
+                for snapshot in live:
+                    if snapshot.id not in told:
+                        await _close(ports, snapshot.id)
+                        told.add(snapshot.id)
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        logger.warning("some sessions did not end within %g s; their sandboxes are removed", CLOSE_SECONDS)
+    except PigeonError as error:
+        logger.warning("the sessions could not be closed: %s", error)
+
+
+async def _live_sessions(ports: Backends) -> list[Snapshot]:
+    """Every session that has not ended: only those have a deadline."""
+    query = Query("sessions", (Where("deadline", "<=", ports.clock.now() + FAR),), order_by="deadline", limit=1_000)
+    return await ports.store.query(query)
+
+
+async def _close(ports: Backends, session: str) -> None:
+    event = SessionClosed(reason=CloseReason.ADMIN)
+    message = encode(wrap(event, subject=session, source=SOURCE, time=ports.clock.now()))
+    await ports.bus.publish(event.topic, message)
+
+
+async def delete_sandboxes(sandboxes: Sandboxes) -> None:
+    """Remove every sandbox, warm ones included, within DELETE_SECONDS. Never raises PigeonError."""
+    try:
+        async with asyncio.timeout(DELETE_SECONDS):
+            for sandbox in await sandboxes.list():
+                await sandboxes.delete(sandbox.name, sandbox.uid)
+    except (PigeonError, TimeoutError) as error:
+        logger.warning("a sandbox may be left behind: %s", error or "removing took too long")

@@ -1,0 +1,236 @@
+"""The embedded stack in one process: gateway, worker, ticker and sandboxes on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import uvicorn
+
+from infra.local.gateway import Access, gateway
+from infra.local.guard import Guard
+from infra.local.keys import token_secret
+from infra.local.presence import Claim, claim
+from infra.local.shutdown import close_sessions, delete_sandboxes
+from infra.local.ticker import tick
+from infra.settings import Settings
+from infra.wiring import Backends, backends, services, worker
+from producers.routes import routes
+from schemas.errors import PigeonError
+
+LOCAL_USER = "local"  # whose page and sessions these are, unless somebody asks for another name
+ROLES = ("gateway", "worker", "ticker")
+DRAIN_SECONDS = 25.0  # how long a worker may take to hand over what it holds; it takes 20 itself
+CUT_SECONDS = 3  # how long connections may take to end
+
+logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+class PortInUse(PigeonError):
+    """Another program listens on the port."""
+
+    code = "port_in_use"
+
+
+def up(settings: Settings, roles: frozenset[str], say: Say) -> int:
+    """Run these roles until SIGINT or SIGTERM; returns the exit status: 0, or 1 if a part of the stack failed.
+
+    `say` gets lines for people. Raises AlreadyRunning, PortInUse, InsecureSecret or another PigeonError at start.
+    """
+    with contextlib.ExitStack() as held:
+        if "gateway" not in roles:
+            return asyncio.run(_Stack(settings, roles, say, None, None).run())
+        own = held.enter_context(claim(settings.state))
+        listener = held.enter_context(_listen(settings.port))
+        return asyncio.run(_Stack(settings, roles, say, own, listener).run())
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            reason = "is in use" if error.errno == errno.EADDRINUSE else "is not for plain users"
+            raise PortInUse(f"port {port} of 127.0.0.1 {reason}: choose another with --port or PORT=") from error
+        raise
+    return listener
+
+
+class _Stops:
+    """SIGINT and SIGTERM: the first asks for an orderly stop, the second for a quick one, a third kills."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.forced = asyncio.Event()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if not self.asked.is_set():
+            self.asked.set()
+        elif not self.forced.is_set():
+            self.forced.set()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without signal handlers of its own, and without waiting for streams that never end."""
+
+    def __init__(self, app: Guard) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=CUT_SECONDS,
+            )
+        )
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End every connection once what was written to it is sent."""
+        for connection in self.server_state.connections:
+            connection.transport.close()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The stack listens to signals; its server does not."""
+        yield
+
+
+class _Stack:
+    """The parts of one process, started together and stopped in order."""
+
+    def __init__(
+        self, settings: Settings, roles: frozenset[str], say: Say, own: Claim | None, listener: socket.socket | None
+    ) -> None:
+        self._settings = settings
+        self._roles = roles
+        self._say = say
+        self._claim = own
+        self._listener = listener
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._failed = False
+
+    async def run(self) -> int:
+        stops = _Stops()
+        with stops.listening():
+            async with backends(self._settings) as ports:
+                try:
+                    await self._serve(ports, stops)
+                finally:
+                    if self._is_whole():
+                        await delete_sandboxes(ports.sandboxes)
+        return 1 if self._failed else 0
+
+    def _is_whole(self) -> bool:
+        """Whether this process is the whole stack, so that nothing may outlive its orderly stop."""
+        return self._roles == frozenset(ROLES)
+
+    async def _serve(self, ports: Backends, stops: _Stops) -> None:
+        consumer = worker(ports) if "worker" in self._roles else None
+        guard, server = await self._start_gateway(ports)
+        if consumer is not None:
+            self._start("worker", consumer.run())
+        if "ticker" in self._roles:
+            self._start("ticker", tick(ports.bus, ports.clock, self._settings.tick_seconds))
+        asked = asyncio.create_task(stops.asked.wait())
+        await asyncio.wait({asked, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        self._note_failures()
+        await self._close(ports, guard, stops)
+        if server is not None:
+            server.should_exit = True
+        if consumer is not None:
+            consumer.stop()
+        await self._finish(stops)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks[name] = asyncio.create_task(work, name=name)
+
+    async def _start_gateway(self, ports: Backends) -> tuple[Guard | None, _Server | None]:
+        if self._listener is None or self._claim is None:
+            return None, None
+        port = self._listener.getsockname()[1]
+        access = Access(token_secret(self._settings.state), ports.clock, port=port)
+        guard = gateway(routes(services(ports)), access, allowed_origins=self._settings.allowed_origins)
+        server = _Server(guard)
+        self._start("gateway", server.serve(sockets=[self._listener]))
+        await server.ready.wait()
+        self._claim.announce(port)
+        self._greet(access)
+        return guard, server
+
+    def _greet(self, access: Access) -> None:
+        if self._settings.unsafe_no_sandbox:
+            self._say("WARNING: PIGEON_UNSAFE_NO_SANDBOX is set: what runs in a session can do whatever you can do.")
+        if self._settings.network == "host":
+            self._say("WARNING: PIGEON_NETWORK=host: what runs in a session can reach this machine's network.")
+        self._say("pigeon is up. This address opens its page, once and within ten minutes:")
+        self._say(f"\n    {access.address(LOCAL_USER)}\n")
+        self._say("`pigeon open` prints a fresh one; Ctrl-C stops everything.")
+
+    def _note_failures(self) -> None:
+        for name, task in self._tasks.items():
+            if task.done():
+                self._failed = True
+                logger.error("the %s stopped by itself", name, exc_info=task.exception())
+
+    async def _close(self, ports: Backends, guard: Guard | None, stops: _Stops) -> None:
+        if guard is not None:
+            guard.closing = True
+        if not self._is_whole() or self._failed:
+            return
+        self._say("\nClosing the sessions. Ctrl-C once more: at once.")
+        closing = asyncio.create_task(close_sessions(ports))
+        await self._unless_forced(stops, {closing})
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+
+    async def _finish(self, stops: _Stops) -> None:
+        if "ticker" in self._tasks:
+            self._tasks["ticker"].cancel()
+        await self._unless_forced(stops, set(self._tasks.values()), DRAIN_SECONDS)
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    @staticmethod
+    async def _unless_forced(stops: _Stops, tasks: set[asyncio.Task[None]], timeout: float | None = None) -> None:
+        """Wait for all of them, for the second signal, or for the time-out (seconds)."""
+        forced = asyncio.create_task(stops.forced.wait())
+        all_done = asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.wait({forced, all_done}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()

@@ -1,0 +1,111 @@
+// The terminal on the page: xterm.js, its looks and size, and which of its own answers are sent.
+
+import { FitAddon } from "/vendor/addon-fit-0.11.0/addon-fit.mjs";
+import { Terminal } from "/vendor/xterm-6.0.0/xterm.mjs";
+
+const MAX_UNPARSED = 1024 * 1024; // bytes given to xterm and not drawn yet; reading waits beyond it
+
+const THEME = {
+  background: "#12161c",
+  foreground: "#d7dee8",
+  cursor: "#8fd3c5",
+  cursorAccent: "#12161c",
+  selectionBackground: "#35506a",
+  black: "#2b333f",
+  red: "#f08080",
+  green: "#86d08f",
+  yellow: "#e3bd6c",
+  blue: "#7fb2f0",
+  magenta: "#c79bea",
+  cyan: "#7fd0d6",
+  white: "#cfd7e1",
+  brightBlack: "#7a8797",
+  brightRed: "#ff9d9d",
+  brightGreen: "#a5e5ad",
+  brightYellow: "#f2d391",
+  brightBlue: "#a3caf8",
+  brightMagenta: "#dab9f3",
+  brightCyan: "#a5e4e8",
+  brightWhite: "#f4f7fa",
+};
+
+export class Screen {
+  #encoder = new TextEncoder();
+  #fit = new FitAddon();
+  #unparsed = 0;
+  #unparsedHistory = 0;
+
+  /** `on` has input(bytes), resize({rows, cols}) and title(text). */
+  constructor(element, on) {
+    this.terminal = new Terminal({
+      theme: THEME,
+      fontFamily: getComputedStyle(document.documentElement).getPropertyValue("--mono"),
+      fontSize: 14,
+      lineHeight: 1.2,
+      cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
+      scrollback: 20_000,
+      macOptionIsMeta: true,
+      minimumContrastRatio: 4.5,
+    });
+    this.terminal.loadAddon(this.#fit);
+    this.terminal.open(element);
+    this.terminal.onData((text) => this.#isEcho() || on.input(this.#encoder.encode(text)));
+    this.terminal.onBinary((text) => this.#isEcho() || on.input(Uint8Array.from(text, (c) => c.charCodeAt(0))));
+    this.terminal.onResize(on.resize);
+    this.terminal.onTitleChange(on.title);
+    // Tab and Escape belong to the program: without this key the keyboard could not leave the terminal.
+    this.terminal.attachCustomKeyEventHandler((event) => event.key !== "F6");
+    new ResizeObserver(() => this.fit()).observe(element);
+    this.fit();
+  }
+
+  /** The size in cells. */
+  get size() {
+    return { rows: this.terminal.rows, cols: this.terminal.cols };
+  }
+
+  /** Fill the element. */
+  fit() {
+    const proposed = this.#fit.proposeDimensions();
+    if (proposed?.cols > 1 && proposed.rows > 1) this.#fit.fit();
+  }
+
+  /** Start anew, empty. */
+  clear() {
+    this.terminal.reset();
+    this.terminal.options.disableStdin = false;
+  }
+
+  /** Show it, take no more keys. */
+  freeze() {
+    this.terminal.options.disableStdin = true;
+    this.terminal.write("\x1b[?25l");
+  }
+
+  /**
+   * Draw these bytes. Queries in `history` (where is the cursor? what are you?) were answered when they were asked:
+   * what xterm answers to them now is not sent. Returns a promise where the caller had better wait.
+   */
+  write(bytes, history) {
+    this.#unparsed += bytes.length;
+    this.#unparsedHistory += history;
+    const drawn = new Promise((resolve) => {
+      this.terminal.write(bytes, () => {
+        this.#unparsed -= bytes.length;
+        this.#unparsedHistory -= history;
+        resolve();
+      });
+    });
+    return this.#unparsed > MAX_UNPARSED ? drawn : undefined;
+  }
+
+  /** Write a remark of the page's own, dimmed and on a line of its own. */
+  remark(text) {
+    this.terminal.write(`\r\n\x1b[0;2m${text}\x1b[0m\r\n`);
+  }
+
+  /** Whether xterm speaks for itself about history: keys and pastes come while an event is being dispatched. */
+  #isEcho() {
+    return this.#unparsedHistory > 0 && window.event === undefined;
+  }
+}
