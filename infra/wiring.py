@@ -49,7 +49,7 @@ async def backends(settings: Settings) -> AsyncIterator[Backends]:
     """
     clock = SystemClock()
     secret = await asyncio.to_thread(worker_secret, settings.state)
-    identity = await asyncio.to_thread(_identity, settings, clock)
+    identity = await asyncio.to_thread(_identity, settings)
     async with Database(settings.state / DATABASE_FILE) as database:
         yield Backends(
             settings=settings,
@@ -67,16 +67,15 @@ async def backends(settings: Settings) -> AsyncIterator[Backends]:
         )
 
 
-def _identity(settings: Settings, clock: Clock) -> Identity:
+def _identity(settings: Settings) -> Identity:
     if settings.supabase_jwks_url or settings.supabase_jwt_secret:
         return SupabaseIdentity(
-            clock=clock,
-            jwks_url=settings.supabase_jwks_url,
-            secret=settings.supabase_jwt_secret,
             issuer=settings.supabase_issuer,
             audience=settings.token_audience,
+            jwks_url=settings.supabase_jwks_url,
+            secret=settings.supabase_jwt_secret,
         )
-    return LocalIdentity(clock=clock, secret=token_secret(settings.state))
+    return LocalIdentity(token_secret(settings.state))
 
 
 def services(backends: Backends) -> Services:
