@@ -1,0 +1,213 @@
+"""Documents in the SQLite file, with the promises of Firestore."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
+from functools import partial
+from typing import TypeVar
+
+from infra.local import documents
+from infra.local.database import Database, translated
+from infra.local.documents import Change, collection_bell, document_bell
+from infra.local.indexes import Indexes, plan, rebuild
+from infra.local.values import check_collection, check_id, split_path
+from infra.local.writer import Write
+from schemas.errors import Conflict, PigeonError, StoreUnavailable, TooLarge
+from schemas.limits import MAX_COMMIT_BYTES
+from schemas.ports import Fields, Query, Snapshot, Transaction
+
+T = TypeVar("T")
+
+MAX_TRIES = 12  # of a transaction
+RETRY_PAUSE = 0.005  # seconds at most, between two tries
+PRUNE_BATCH = 32  # documents removed in one operation, so that no write waits long behind it
+
+
+class LocalStore:
+    """Implements schemas.ports.Store on a Database; `indexes` is as in schemas.documents.INDEXES.
+
+    Beyond the port's errors, a bad path, field name or query raises ValueError, and a value that a document cannot
+    hold TypeError.
+    """
+
+    def __init__(self, database: Database, *, indexes: Indexes) -> None:
+        self._database = database
+        self._indexes = indexes
+        self._indexed = False
+        self._contended = asyncio.Lock()
+
+    async def get(self, path: str) -> Snapshot | None:
+        """See Store.get."""
+        split_path(path)
+        with translated(StoreUnavailable):
+            return await self._database.read(lambda connection: documents.select(connection, path))
+
+    async def create(self, path: str, data: Fields) -> str:
+        """See Store.create."""
+        return await self._apply([documents.creation(self._indexes, path, data)])
+
+    async def update(self, path: str, fields: Fields, *, expect: str | None = None) -> str:
+        """See Store.update."""
+        return await self._apply([documents.update(path, fields, expect)])
+
+    async def delete(self, path: str) -> None:
+        """See Store.delete."""
+        await self._apply([documents.deletion(path)])
+
+    async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """See Store.transact. Optimistic: what was read is checked again in the commit."""
+        try:
+            return await self._try(work)
+        except _Stale:
+            pass
+        async with self._contended:  # those that lost a race go one after another
+            for _ in range(MAX_TRIES - 1):
+                await asyncio.sleep(random.uniform(0, RETRY_PAUSE))  # noqa: S311
+                try:
+                    return await self._try(work)
+                except _Stale:
+                    continue
+        raise Conflict(f"other writers came first {MAX_TRIES} times")
+
+    async def query(self, query: Query) -> list[Snapshot]:
+        """See Store.query."""
+        planned = plan(self._indexes, query)
+        await self._build_indexes()
+        with translated(StoreUnavailable):
+            return await self._database.read(
+                lambda connection: documents.select_plan(connection, query.collection, planned)
+            )
+
+    async def watch(self, path: str) -> AsyncIterator[Snapshot | None]:
+        """See Store.watch."""
+        split_path(path)
+        seen: str | None = ""
+        with self._database.bell(document_bell(path)) as bell:
+            while True:
+                bell.clear()
+                snapshot = await self.get(path)
+                version = None if snapshot is None else snapshot.version
+                if version != seen:
+                    seen = version
+                    yield snapshot
+                await bell.wait()
+
+    async def follow(self, collection: str, *, after: str = "", limit: int = 32) -> AsyncIterator[list[Snapshot]]:
+        """See Store.follow."""
+        check_collection(collection)
+        if after:
+            check_id(after)
+        if limit < 1:
+            raise ValueError("a batch holds at least one document")
+        with self._database.bell(collection_bell(collection)) as bell:
+            while True:
+                bell.clear()
+                page = await self._page(collection, after, limit)
+                if page:
+                    after = page[-1].id
+                    yield page
+                else:
+                    await bell.wait()
+
+    async def prune(self, now: datetime, limit: int) -> int:
+        """Remove at most `limit` documents whose `expireAt` is not after `now`; returns how many were removed.
+
+        Stands in for Firestore's TTL policy. Raises StoreUnavailable; what was removed until then stays so.
+        """
+        removed = 0
+        while removed < limit:
+            batch = min(PRUNE_BATCH, limit - removed)
+            count = await self._write(partial(documents.prune, now=now, limit=batch))
+            removed += count
+            if count < batch:
+                break
+        await self._write(documents.shrink)
+        return removed
+
+    async def _try(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """One run of a transaction. Raises _Stale when it has to run again."""
+        transaction = LocalTransaction(self, self._indexes)
+        try:
+            result = await work(transaction)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            await self._commit(transaction.reads, [])  # what it saw may never have been there at one time
+            raise
+        await self._commit(transaction.reads, transaction.changes)
+        return result
+
+    async def _commit(self, reads: dict[str, str | None], changes: list[Change]) -> None:
+        if not changes and len(reads) < 2:
+            return
+        size = sum(len(change.body) for change in changes)
+        if size > MAX_COMMIT_BYTES:
+            raise TooLarge(f"the transaction writes {size} bytes; a commit takes {MAX_COMMIT_BYTES}")
+
+        def commit(write: Write) -> None:
+            if not documents.unchanged(write, reads):
+                raise _Stale
+            if changes:
+                documents.apply(write, self._indexes, changes)
+
+        await self._write(commit)
+
+    async def _apply(self, changes: list[Change]) -> str:
+        return await self._write(lambda write: documents.apply(write, self._indexes, changes))
+
+    async def _write(self, operation: Callable[[Write], T]) -> T:
+        await self._build_indexes()
+        with translated(StoreUnavailable):
+            return await self._database.write(operation)
+
+    async def _page(self, collection: str, after: str, limit: int) -> list[Snapshot]:
+        with translated(StoreUnavailable):
+            return await self._database.read(
+                lambda connection: documents.select_page(connection, collection, after, limit)
+            )
+
+    async def _build_indexes(self) -> None:
+        """Before the first write and the first query: another version of the program may have declared others."""
+        if not self._indexed:
+            with translated(StoreUnavailable):
+                await self._database.write(lambda write: rebuild(self._indexes, write))
+            self._indexed = True
+
+
+class LocalTransaction:
+    """Implements schemas.ports.Transaction: remembers what was read, and what is to be written."""
+
+    def __init__(self, store: LocalStore, indexes: Indexes) -> None:
+        self._store = store
+        self._indexes = indexes
+        self.reads: dict[str, str | None] = {}
+        self.changes: list[Change] = []
+
+    async def get(self, path: str) -> Snapshot | None:
+        """See Transaction.get. A document read twice is the same, or the transaction runs again."""
+        if self.changes:
+            raise RuntimeError("a transaction reads before it writes")
+        snapshot = await self._store.get(path)
+        version = None if snapshot is None else snapshot.version
+        if self.reads.setdefault(path, version) != version:
+            raise _Stale
+        return snapshot
+
+    def create(self, path: str, data: Fields) -> None:
+        """See Transaction.create."""
+        self.changes.append(documents.creation(self._indexes, path, data))
+
+    def update(self, path: str, fields: Fields) -> None:
+        """See Transaction.update."""
+        self.changes.append(documents.update(path, fields))
+
+    def delete(self, path: str) -> None:
+        """See Transaction.delete."""
+        self.changes.append(documents.deletion(path))
+
+
+class _Stale(PigeonError):
+    """What a transaction read has changed since."""
