@@ -62,8 +62,8 @@ class Session(Stored):
     """sessions/{id}. `deadline` is the next moment the sweep must look at it: set while it lives, None once ended.
 
     `position` counts from 1 in the queue. `expires_at` ends its longest life; `expire_at`, fixed at creation, is
-    when its documents may be removed. `epoch` counts the tenders that took it over; `tender` is the id of the message that
-    the newest of them holds.
+    when its documents may be removed. `epoch` counts the tenders that took it over; `tender` is the id of the
+    message that the newest of them holds.
     """
 
     user_id: str

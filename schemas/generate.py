@@ -64,6 +64,7 @@ def openapi() -> Json:
         "paths": {_path(function): _operation(function, names) for function in FUNCTIONS.values()},
         "components": {
             "schemas": definitions["$defs"],
+            "responses": {"Problem": _problem(names[Problem])},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -95,12 +96,13 @@ def _operation(function: Function, names: dict[type[Any], Json]) -> Json:
             "content": {"application/json": {"schema": names[function.request]}},
         }
     answers = {str(status): _answer(function, names.get(model)) for status, model in function.responses.items()}
-    problem = {
-        "description": "A problem document.",
-        "content": {"application/problem+json": {"schema": names[Problem]}},
-    }
+    problem = {"$ref": "#/components/responses/Problem"}
     refusals = {str(status): problem for status in sorted({*ANY_PROBLEM, *function.problems})}
     return {function.method.lower(): {**operation, "responses": answers | refusals}}
+
+
+def _problem(schema: Json) -> Json:
+    return {"description": "A problem document.", "content": {"application/problem+json": {"schema": schema}}}
 
 
 def _parameter(parameter: Parameter) -> Json:
