@@ -1,0 +1,207 @@
+"""Starts one sandbox and goes away: run as `python -I -S sandbox_launch.py`, with a plan (JSON) on standard input.
+
+It is a program of its own, standard library only, so that it starts in milliseconds and so that whoever asked for
+the sandbox may die without taking it along. The sandbox is released only once `process.json` says who it is, so a
+sandbox that runs can always be found and ended. What goes wrong is written to `failure`.
+
+The plan: `directory`, `listen` and `lock` (inherited descriptors: the agent's listening socket, and a lock held for
+as long as the launch is under way), `uid` (to drop to, or null), `cgroups` (directories to join), `file_bytes`
+(largest file), `bwrap` (its path, or null for no sandbox) in its `bwrap_root` (what must be reachable with it),
+`arguments` (see infra/local/bubblewrap.py), `command`, and `environment` and `workspace` for a process without a
+sandbox.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import resource
+import signal
+import stat
+import sys
+from typing import Any
+
+LAUNCH_SECONDS = 20  # a launch that takes longer has failed
+CLONE_NEWNS = 0x20000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 0x2, 0x4, 0x1000, 0x4000, 0x80000
+PR_SET_CHILD_SUBREAPER = 36
+STAGES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108 - a mount point in a private namespace, not a file
+
+Plan = dict[str, Any]
+
+
+def main() -> int:
+    """Launch what the plan on standard input describes; 0 once it runs."""
+    plan: Plan = json.load(sys.stdin)
+    os.umask(0o022)
+    directory = os.open(plan["directory"], os.O_DIRECTORY)
+    signal.alarm(LAUNCH_SECONDS)
+    try:
+        launch(plan, directory)
+    except Exception as error:
+        write_new(directory, "failure", str(error).encode())
+        return 1
+    return 0
+
+
+def launch(plan: Plan, directory: int) -> None:
+    """Fork the sandbox, record who it is, then let it go on. Raises OSError or RuntimeError."""
+    info, info_writer = os.pipe()
+    gate, opener = os.pipe()
+    monitor = os.fork()
+    if monitor == 0:
+        become_sandbox(plan, directory, info_writer, gate)
+    os.close(info_writer)
+    os.close(gate)
+    os.close(plan["listen"])
+    try:
+        with open(info) as told:
+            process = int(json.load(told)["child-pid"])
+    except ValueError:
+        os.waitpid(monitor, 0)
+        raise RuntimeError(read("log", directory).strip() or "it ended before it was set up") from None
+    boot = read("/proc/sys/kernel/random/boot_id").strip()
+    identity = {"boot": boot, "init": identify(process), "monitor": identify(monitor), "cgroups": plan["cgroups"]}
+    write_new(directory, "process.json", json.dumps(identity).encode())
+    os.write(opener, b"1")
+
+
+def become_sandbox(plan: Plan, directory: int, info: int, gate: int) -> None:
+    """The forked half: limit this process and turn into the sandbox's monitor. Never returns."""
+    try:
+        os.setsid()
+        os.close(plan["lock"])
+        log = append(directory, "log")
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (plan["file_bytes"], plan["file_bytes"]))
+        for cgroup in plan["cgroups"]:
+            with open(os.path.join(cgroup, "cgroup.procs"), "w") as procs:
+                procs.write("0")
+        become = enter if plan["bwrap"] else supervise
+        become(plan, info, gate, append(directory, "status"))
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode())
+    os._exit(1)
+
+
+def enter(plan: Plan, info: int, gate: int, status: int) -> None:
+    """Replace this process by bwrap, unprivileged where we are root, with no descriptor it does not need."""
+    uid = plan["uid"]
+    sources = [argument["source"] for argument in plan["arguments"] if "source" in argument]
+    staged = stage([plan["bwrap_root"], *sources]) if uid is not None else {}
+    reporting = ["--info-fd", str(info), "--block-fd", str(gate), "--json-status-fd", str(status)]
+    words = [*(resolve(argument, staged) for argument in plan["arguments"]), *reporting]
+    listing = in_memory(b"".join(os.fsencode(word) + b"\0" for word in words))
+    for descriptor in (info, gate, status):
+        os.set_inheritable(descriptor, True)
+    binary = plan["bwrap"].replace(plan["bwrap_root"], staged.get(plan["bwrap_root"], plan["bwrap_root"]), 1)
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    # an empty environment and the arguments by descriptor: the sandbox can read both of its first process
+    os.execve(binary, [binary, "--args", str(listing), "--", *plan["command"]], {})  # noqa: S606
+
+
+def supervise(plan: Plan, info: int, gate: int, status: int) -> None:
+    """Without a sandbox: start the command and report on it in bwrap's words."""
+    child = os.fork()
+    if child == 0:
+        os.close(info)
+        os.read(gate, 1)
+        libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what it leaves behind stays findable below it
+        os.chdir(plan["workspace"])
+        os.execve(plan["command"][0], plan["command"], plan["environment"])  # noqa: S606
+    os.close(plan["listen"])
+    os.write(info, json.dumps({"child-pid": child}).encode())
+    os.close(info)
+    _, ended = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(ended)
+    os.write(status, json.dumps({"exit-code": code if code >= 0 else 128 - code}).encode() + b"\n")
+    os._exit(0)
+
+
+def resolve(argument: str | dict[str, str], staged: dict[str, str]) -> str:
+    """An argument as bwrap reads it; descriptors are opened here, with the rights we still have."""
+    if isinstance(argument, str):
+        return argument
+    if "source" in argument:
+        return staged.get(argument["source"], argument["source"])
+    if "data" in argument:
+        return str(in_memory(base64.b64decode(argument["data"])))
+    descriptor = os.open(argument["open"], os.O_RDONLY)
+    os.set_inheritable(descriptor, True)
+    return str(descriptor)
+
+
+def stage(paths: list[str]) -> dict[str, str]:
+    """As root: bind each path where any user can reach it, in a mount namespace of our own; returns where.
+
+    An unprivileged user may not pass through a directory such as /root on the way to an interpreter. The namespace,
+    and the tmpfs in it, go away with the sandbox; nobody else sees them.
+    """
+    libc("unshare", CLONE_NEWNS)
+    libc("mount", b"none", b"/", None, MS_REC | MS_SLAVE, None)
+    origins = {path: os.open(path, os.O_PATH) for path in paths}  # the tmpfs may cover some of them
+    where = next(filter(os.path.isdir, STAGES))
+    libc("mount", b"tmpfs", where.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"mode=0755,size=64k")
+    staged = {}
+    for index, (path, origin) in enumerate(origins.items()):
+        staged[path] = target = f"{where}/{index}"
+        if stat.S_ISDIR(os.fstat(origin).st_mode):
+            os.mkdir(target)
+        else:
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+        libc("mount", f"/proc/self/fd/{origin}".encode(), target.encode(), None, MS_BIND | MS_REC, None)
+        os.close(origin)
+    return staged
+
+
+def libc(name: str, *arguments: Any) -> None:
+    """Call a function of the C library. Raises OSError where it answers other than 0."""
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def in_memory(content: bytes) -> int:
+    """An inheritable descriptor from which this content is read."""
+    descriptor = os.memfd_create("pigeon", 0)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def identify(pid: int) -> dict[str, int]:
+    """A process for good: its pid and its start time, in clock ticks since boot."""
+    fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return {"pid": pid, "start": int(fields[19])}
+
+
+def append(directory: int, name: str) -> int:
+    """A descriptor that appends to a file of the sandbox's directory."""
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600, dir_fd=directory)
+
+
+def write_new(directory: int, name: str, content: bytes) -> None:
+    """Write a file of the sandbox's directory, whole or not at all."""
+    descriptor = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=directory)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+    os.rename(f"{name}.new", name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def read(path: str, directory: int | None = None) -> str:
+    """The text of a small file."""
+    with open(os.open(path, os.O_RDONLY, dir_fd=directory), errors="replace") as file:
+        return file.read(4096)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""One sandbox of this machine, as a directory that any process of the same user can read and act on.
+
+| file | written by | what |
+| --- | --- | --- |
+| meta.json | creator, claimer | who it is and what it was given |
+| agent.sock | creator | where its agent listens |
+| launching | creator | locked for as long as the launch is under way |
+| process.json | launcher | its first process and the monitor of it, before either does anything |
+| failure | launcher | why it could not be started |
+| status | monitor | `{"exit-code": N}` as the last line, once it has ended |
+| log | launcher, monitor, agent | what they printed; the sandbox's own output is not there |
+| reason | whoever ends it | why, in plain words |
+
+Everything here blocks for at most milliseconds, except where it says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from infra.local import cgroups
+from infra.local.sandbox_process import Process, boot_id, descendants
+from schemas.errors import Unavailable
+from schemas.ports import Phase, Sandbox
+
+KILL_SECONDS = 10.0  # a killed process that is not gone by then hangs in the kernel
+MONITOR_SECONDS = 0.5  # the monitor writes the exit code within milliseconds
+LOG_TAIL = 500  # characters of the log in a reason
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is fixed when a sandbox is made; only a claim changes its session."""
+
+    name: str
+    uid: str
+    session: str | None
+    created_at: str
+    lifetime_seconds: int
+    host_uid: int | None
+    cgroups: list[str]
+    sandboxed: bool
+
+
+class Record:
+    """The directory of one sandbox. Reads what is there now, every time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def meta(self) -> Meta | None:
+        """None where there is no such sandbox (any more)."""
+        found = self._json("meta.json")
+        return Meta(**found) if found else None
+
+    def write_meta(self, meta: Meta) -> None:
+        """Replace the description, whole or not at all."""
+        self.write("meta.json", json.dumps(asdict(meta)))
+
+    def sandbox(self, meta: Meta) -> Sandbox:
+        """The sandbox as it is now. One whose lifetime is over is ended by looking at it."""
+        created_at = datetime.fromisoformat(meta.created_at)
+        sandbox = Sandbox(meta.name, meta.uid, meta.session, Phase.RUNNING, created_at)
+        init = self.process("init")
+        if init is None and self.launching():
+            return replace(sandbox, phase=Phase.STARTING, reason="it is being started")
+        init = init or self.process("init")  # the launch may have succeeded in between
+        if init and init.alive():
+            if datetime.now(UTC) < created_at + timedelta(seconds=meta.lifetime_seconds):
+                return sandbox
+            self.end(meta, "its lifetime is over")
+        return replace(sandbox, phase=Phase.ENDED, reason=self._why(meta))
+
+    def process(self, role: str) -> Process | None:
+        """Its `init` (the agent) or `monitor` (bwrap outside of it), once it was launched."""
+        found = self._json("process.json")
+        return Process(found["boot"], **found[role]) if found else None
+
+    def launching(self) -> bool:
+        """Whether its launch is under way."""
+        return not self._lock(fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def await_launch(self) -> None:
+        """Block until its launch is over, well or ill: tens of milliseconds, bounded by the launcher's alarm."""
+        self._lock(fcntl.LOCK_SH)
+
+    def end(self, meta: Meta, reason: str) -> None:
+        """End all that runs of it and wait for that. Raises Unavailable if something cannot be ended."""
+        self.await_launch()
+        with contextlib.suppress(OSError):
+            if not (self.directory / "reason").exists():
+                self.write("reason", reason)
+        init, monitor = self.process("init"), self.process("monitor")
+        if init and not meta.sandboxed:
+            self._end_tree(init)
+        for process in (init, monitor):
+            if process and not process.kill(KILL_SECONDS):
+                raise Unavailable(f"a process of sandbox {meta.name} does not end: pid {process.pid}")
+        cgroups.kill(meta.cgroups)
+
+    def failed(self) -> bool:
+        """Whether it ended by not getting anywhere: no isolation, no interpreter, a broken agent."""
+        return (self.directory / "failure").exists() or self._exit_code() in (None, 1, 2, 126, 127)
+
+    def write(self, name: str, content: str) -> None:
+        """Write a file of it, whole or not at all."""
+        new = self.directory / f"{name}.{os.getpid()}.new"
+        new.write_text(content)
+        new.rename(self.directory / name)
+
+    def _end_tree(self, init: Process) -> None:
+        """Without a pid namespace the kernel does not end what a process leaves behind."""
+        while init.alive() and (pids := descendants(init.pid)):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, 9)
+
+    def _why(self, meta: Meta) -> str:
+        monitor = self.process("monitor")
+        if monitor is None:
+            return f"it could not be started: {self._text('failure') or 'its launch was cut short'}"
+        monitor.wait(MONITOR_SECONDS)
+        return self._text("reason") or self._how(meta, self._exit_code())
+
+    def _how(self, meta: Meta, code: int | None) -> str:
+        process = self.process("init")
+        if process and process.boot != boot_id():
+            return "the machine was started anew"
+        if code is None:
+            log = self._text("log")
+            return f"it could not be set up: {log}" if log else "it was killed from outside, monitor included"
+        if code > 128:
+            killed = cgroups.oom_kills(meta.cgroups)
+            if code == 137 and killed:
+                return f"it ran out of memory: the kernel killed {killed} of its processes"
+            return f"it was killed from outside (signal {code - 128})"
+        log = self._text("log")
+        return f"its agent ended with exit code {code}" + (f": {log}" if code and log else "")
+
+    def _exit_code(self) -> int | None:
+        for line in reversed(self._text("status").splitlines()):
+            with contextlib.suppress(ValueError, KeyError):
+                return int(json.loads(line)["exit-code"])
+        return None
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.directory / name).read_text(errors="replace").strip()[-LOG_TAIL:]
+        except OSError:
+            return ""
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads((self.directory / name).read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found
+
+    def _lock(self, operation: int) -> bool:
+        """Whether the launch lock could be had; it is given back at once."""
+        try:
+            with (self.directory / "launching").open() as file:
+                fcntl.flock(file, operation)
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            return False
+        return True
