@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+import consumers.agent.agent as wire
 from consumers import chunks, commands
-from consumers.agent import agent as wire
 from consumers.agent.client import KEEPALIVE_SECONDS, SILENCE_SECONDS, AgentConnection
 from consumers.context import Context
 from consumers.sessions import change, load

@@ -10,7 +10,7 @@ import itertools
 import json
 from typing import Any
 
-from consumers.agent import agent as wire
+import consumers.agent.agent as wire
 from schemas.errors import AgentRefused, AgentUnreachable, Superseded
 from schemas.ports import ByteStream
 
