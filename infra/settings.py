@@ -26,6 +26,7 @@ class Settings(BaseModel):
     port: int = 8080
     network: Literal["none", "host"] = "none"
     unsafe_no_sandbox: bool = False
+    python: Path | None = None  # an environment's bin/python3 that sandboxes offer; by default one is made, with pip
     allowed_origins: tuple[str, ...] = ()  # for CORS; the gateway's own origin needs no entry
     supabase_jwks_url: str = ""
     supabase_jwt_secret: str = ""

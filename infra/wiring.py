@@ -61,6 +61,7 @@ async def backends(settings: Settings) -> AsyncIterator[Backends]:
                 limits=settings.limits,
                 network=settings.network,
                 unsafe=settings.unsafe_no_sandbox,
+                python=settings.python,
             ),
             identity=identity,
             secret=secret,

@@ -9,18 +9,11 @@ from typing import Protocol
 
 import pytest
 
-from infra.local.sandbox_python import ensure_python
 from tests.journeys.stack import Stack, User
 
 
 class MakeStack(Protocol):
     def __call__(self, **environment: str) -> Stack: ...
-
-
-@pytest.fixture(scope="session")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sandboxes' Python, made once for all the stacks of a test run."""
-    return ensure_python(tmp_path_factory.mktemp("python"))
 
 
 @pytest.fixture
@@ -31,8 +24,7 @@ async def make_stack(tmp_path: Path, python: Path) -> AsyncIterator[Callable[...
     def make(**environment: str) -> Stack:
         state = tmp_path / f"stack{len(made)}" / "state"
         state.mkdir(parents=True, mode=0o700)
-        (state / "python").symlink_to(python)
-        made.append(Stack(state, environment))
+        made.append(Stack(state, {"PIGEON_PYTHON": str(python), **environment}))
         return made[-1]
 
     yield make
