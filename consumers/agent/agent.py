@@ -2635,7 +2635,9 @@ def _parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     where.add_argument("--socket", help="where to listen; @NAME is an abstract socket, which nobody can unlink")
     serve.add_argument("--workspace", required=True, help="the user's directory, which is HOME too")
     serve.add_argument("--run-dir", required=True, help="a private directory for the agent's small files")
-    serve.add_argument("--limit", nargs="+", action="extend", default=[], type=_limit, metavar="NAME=VALUE", help="NPROC=128 ...")
+    serve.add_argument(
+        "--limit", nargs="+", action="extend", default=[], type=_limit, metavar="NAME=VALUE", help="NPROC=128 ..."
+    )
     for name, seconds in (("keepalive", 20), ("silence", 60), ("grace", 20), ("linger", 900), ("stranger", 10)):
         serve.add_argument("--" + name, type=float, default=float(seconds), metavar="SECONDS")
     serve.add_argument("--status", type=float, default=5.0, metavar="SECONDS")
