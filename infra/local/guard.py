@@ -42,6 +42,7 @@ SECURITY_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 
+SECURITY_NAMES = frozenset(name for name, _ in SECURITY_HEADERS)
 
 REFUSALS = {
     "bad_host": (421, "Unknown host"),
@@ -84,7 +85,7 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
+                message = {**message, "headers": _with_security(message.get("headers", ()))}
             await send(message)
 
         if scope["type"] != "http":  # the server starts no other kind: no websockets, no lifespan
@@ -130,6 +131,11 @@ class Guard:
 
     def _token(self, headers: Headers) -> str | None:
         return read_cookie(headers, self._cookie)
+
+
+def _with_security(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """These headers and ours; ours win."""
+    return [header for header in headers if header[0] not in SECURITY_NAMES] + list(SECURITY_HEADERS)
 
 
 def own_hosts(port: int) -> tuple[str, ...]:

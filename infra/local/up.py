@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -24,7 +25,6 @@ from infra.wiring import Backends, backends, services, worker
 from producers.routes import routes
 from schemas.errors import PigeonError
 
-LOCAL_USER = "local"  # whose page and sessions these are, unless somebody asks for another name
 ROLES = ("gateway", "worker", "ticker")
 DRAIN_SECONDS = 25.0  # how long a worker may take to hand over what it holds; it takes 20 itself
 CUT_SECONDS = 3  # how long connections may take to end
@@ -39,17 +39,18 @@ class PortInUse(PigeonError):
     code = "port_in_use"
 
 
-def up(settings: Settings, roles: frozenset[str], say: Say) -> int:
+def up(settings: Settings, roles: frozenset[str], user: str, say: Say) -> int:
     """Run these roles until SIGINT or SIGTERM; returns the exit status: 0, or 1 if a part of the stack failed.
 
-    `say` gets lines for people. Raises AlreadyRunning, PortInUse, InsecureSecret or another PigeonError at start.
+    The page that it prints the address of is that `user`'s; `say` gets lines for people. Raises AlreadyRunning,
+    PortInUse, InsecureSecret or another PigeonError at start.
     """
     with contextlib.ExitStack() as held:
         if "gateway" not in roles:
-            return asyncio.run(_Stack(settings, roles, say, None, None).run())
+            return asyncio.run(_Stack(settings, roles, say).run())
         own = held.enter_context(claim(settings.state))
         listener = held.enter_context(_listen(settings.port))
-        return asyncio.run(_Stack(settings, roles, say, own, listener).run())
+        return asyncio.run(_Stack(settings, roles, say, _Door(own, listener, user)).run())
 
 
 def _listen(port: int) -> socket.socket:
@@ -130,17 +131,23 @@ class _Server(uvicorn.Server):
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """What a gateway holds before it starts: its claim on the state folder, its port, and whose page it opens."""
+
+    claim: Claim
+    listener: socket.socket
+    user: str
+
+
 class _Stack:
     """The parts of one process, started together and stopped in order."""
 
-    def __init__(
-        self, settings: Settings, roles: frozenset[str], say: Say, own: Claim | None, listener: socket.socket | None
-    ) -> None:
+    def __init__(self, settings: Settings, roles: frozenset[str], say: Say, door: _Door | None = None) -> None:
         self._settings = settings
         self._roles = roles
         self._say = say
-        self._claim = own
-        self._listener = listener
+        self._door = door
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed = False
 
@@ -181,25 +188,25 @@ class _Stack:
         self._tasks[name] = asyncio.create_task(work, name=name)
 
     async def _start_gateway(self, ports: Backends) -> tuple[Guard | None, _Server | None]:
-        if self._listener is None or self._claim is None:
+        if self._door is None:
             return None, None
-        port = self._listener.getsockname()[1]
+        port = self._door.listener.getsockname()[1]
         access = Access(token_secret(self._settings.state), ports.clock, port=port)
         guard = gateway(routes(services(ports)), access, allowed_origins=self._settings.allowed_origins)
         server = _Server(guard)
-        self._start("gateway", server.serve(sockets=[self._listener]))
+        self._start("gateway", server.serve(sockets=[self._door.listener]))
         await server.ready.wait()
-        self._claim.announce(port)
-        self._greet(access)
+        self._door.claim.announce(port)
+        self._greet(access.address(self._door.user))
         return guard, server
 
-    def _greet(self, access: Access) -> None:
+    def _greet(self, address: str) -> None:
         if self._settings.unsafe_no_sandbox:
             self._say("WARNING: PIGEON_UNSAFE_NO_SANDBOX is set: what runs in a session can do whatever you can do.")
         if self._settings.network == "host":
             self._say("WARNING: PIGEON_NETWORK=host: what runs in a session can reach this machine's network.")
         self._say("pigeon is up. This address opens its page, once and within ten minutes:")
-        self._say(f"\n    {access.address(LOCAL_USER)}\n")
+        self._say(f"\n    {address}\n")
         self._say("`pigeon open` prints a fresh one; Ctrl-C stops everything.")
 
     def _note_failures(self) -> None:
@@ -231,6 +238,14 @@ class _Stack:
     async def _unless_forced(stops: _Stops, tasks: set[asyncio.Task[None]], timeout: float | None = None) -> None:
         """Wait for all of them, for the second signal, or for the time-out (seconds)."""
         forced = asyncio.create_task(stops.forced.wait())
-        all_done = asyncio.gather(*tasks, return_exceptions=True)
+        all_done = asyncio.create_task(_settled(tasks))
         await asyncio.wait({forced, all_done}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         forced.cancel()
+        all_done.cancel()
+
+
+async def _settled(tasks: set[asyncio.Task[None]]) -> bool:
+    """Return when all of them are done, however."""
+    if tasks:
+        await asyncio.wait(tasks)
+    return True

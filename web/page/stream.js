@@ -5,7 +5,7 @@ import { Refused, backoff, pause, refusal } from "./api.js";
 const SILENCE = 45_000; // ms; the server says something at least every 15 s, so this connection is dead
 
 /**
- * Follow a transcript from offset 0 until it is complete, `signal` is aborted or the server refuses (throws Refused).
+ * Follow a transcript from offset 0 until it is complete or `signal` is aborted. Throws Refused where the server does.
  *
  * `on` has data(bytes, offset), gap(document), state(document), end(document) and link("live" | "waiting").
  * data and gap may return a promise; nothing more is read until it resolves.
@@ -61,6 +61,7 @@ export async function follow(session, on, signal) {
 
 function handle(event, on) {
   const body = JSON.parse(event.data);
+  if (event.type === "problem") throw new Refused(body.status, body); // the stream breaks off here
   if (event.type === "message") return on.data(fromBase64(body.data), body.offset);
   return on[event.type]?.(body); // an event that this version does not know is skipped
 }

@@ -1,0 +1,5 @@
+"""`python -m infra.cli` is `pigeon`."""
+
+from infra.cli import main
+
+main()
