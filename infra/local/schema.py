@@ -99,6 +99,7 @@ def connect(path: Path, lock_timeout: float) -> sqlite3.Connection:
     """A connection for one thread, in autocommit. Raises sqlite3.Error. It waits `lock_timeout` seconds for locks."""
     connection = sqlite3.connect(path, timeout=lock_timeout, isolation_level=None, cached_statements=256)
     connection.execute("PRAGMA synchronous = NORMAL")  # survives a killed process, not a power cut
+    connection.execute("PRAGMA temp_store = MEMORY")  # the journals of savepoints
     connection.execute(f"PRAGMA wal_autocheckpoint = {AUTO_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}")
     return connection

@@ -71,7 +71,6 @@ class Subscriber:
                 delivery = self._ready.popleft()
                 if self._holds(delivery):  # its lease may have ended while nobody asked for it
                     return delivery
-            self._bell.clear()
             next_due = await self._take()
             if not self._ready:
                 await self._wait(next_due)
@@ -132,10 +131,11 @@ class Subscriber:
     async def _take(self) -> int | None:
         """Lease as many as there is room for; returns when something may become due (None: unknown)."""
         room = min(self._subscription.max_outstanding - len(self._held), LEASE_BATCH)
-        if room <= 0 and self._leasing is None:
-            return None  # settling rings our own bell
         try:
-            if self._leasing is None:
+            if self._leasing is None:  # else a cancelled call left its own behind, and rings since then still count
+                self._bell.clear()
+                if room <= 0:
+                    return None  # settling rings our own bell
                 self._leasing = self._bus.submit_lease(self._subscription, self._holder, room)
             lease = await asyncio.shield(self._leasing)
         except (sqlite3.Error, BusUnavailable) as error:
