@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from datetime import timedelta
 
 from consumers.context import Context
-from consumers.sessions import Held, change, end, held, write
+from consumers.sessions import Held, change, end, held, sentence, write
 from schemas.documents import Session, User, user_path
 from schemas.errors import Conflict, NoCapacity, NotFound, SandboxFailed, SandboxGone, Unavailable
 from schemas.events import SessionOpened
@@ -84,7 +84,7 @@ async def give_sandbox(context: Context, session_id: str, session: Session) -> b
         await _back_to_queue(context, session_id, str(error))
         return False
     except SandboxFailed as error:
-        await end(context, session_id, SessionState.FAILED, str(error), final_offset=0)
+        await end(context, session_id, SessionState.FAILED, sentence(error), final_offset=0)
         return True
     named = await change(context, session_id, lambda now: _name(context, now, sandbox))
     if named is None:  # closed meanwhile, or another worker named another one: nobody wants this sandbox

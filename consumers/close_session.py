@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from consumers.admission import admit
-from consumers.commands import settle_all
+from consumers.commands import SESSION_CLOSED, settle_all
 from consumers.context import Context
 from consumers.sessions import change, end, load
 from consumers.settlement import DONE, Refuse, Settlement
@@ -13,13 +13,6 @@ from schemas.documents import Session
 from schemas.errors import AgentRefused, SandboxGone, Unavailable
 from schemas.events import CloseReason
 from schemas.lifecycle import CommandState, SessionState
-
-WORDS = {
-    CloseReason.USER: "closed by its user",
-    CloseReason.IDLE: "closed because nobody used it",
-    CloseReason.EXPIRED: "closed at the end of its longest life",
-    CloseReason.ADMIN: "closed by the operator",
-}
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +25,7 @@ async def close_session(context: Context, session_id: str, reason: CloseReason) 
     if not current.session.live or (reason is CloseReason.IDLE and not idle(context, current.session)):
         return DONE
     if not current.session.pod_uid:
-        await close_unstarted(context, session_id, WORDS[reason])
+        await close_unstarted(context, session_id, reason.value)
         return DONE
     closing = await change(context, session_id, lambda session: _close(context, session, reason))
     if closing is not None:
@@ -46,11 +39,11 @@ def idle(context: Context, session: Session) -> bool:
     return session.state is SessionState.READY and session.warning is not None and unused >= context.limits.idle_timeout
 
 
-async def close_unstarted(context: Context, session_id: str, words: str) -> None:
+async def close_unstarted(context: Context, session_id: str, reason: str) -> None:
     """End a session that has no sandbox; one that is being created for it is deleted by its creator."""
-    await settle_all(context, session_id, CommandState.KILLED, words)
-    if await end(context, session_id, SessionState.CLOSED, words, final_offset=0):
-        await settle_all(context, session_id, CommandState.KILLED, words)
+    await settle_all(context, session_id, CommandState.KILLED, SESSION_CLOSED)
+    if await end(context, session_id, SessionState.CLOSED, reason, final_offset=0):
+        await settle_all(context, session_id, CommandState.KILLED, SESSION_CLOSED)
     await admit(context)
 
 
@@ -61,7 +54,7 @@ def _close(context: Context, session: Session, reason: CloseReason) -> dict[str,
         return None
     return {
         "state": SessionState.CLOSING,
-        "reason": WORDS[reason],
+        "reason": reason.value,
         "warning": None,
         "deadline": context.now() + context.limits.closing_grace,
     }

@@ -16,6 +16,7 @@ from schemas.lifecycle import TAKES_INPUT, UNSETTLED, CommandState, SessionState
 from schemas.ports import Query, Transaction, Where
 
 PAGE = 50
+SESSION_CLOSED = "session_closed"  # why a command that never ran was killed
 
 
 async def record(context: Context, session_id: str, event: CommandSubmitted, at: datetime) -> Command | None:
@@ -47,7 +48,7 @@ def _new(event: CommandSubmitted, session: Session, at: datetime) -> Command:
         number=session.next_command,
         text=event.text,
         state=CommandState.KILLED if late else CommandState.WAITING,
-        reason="the session had ended" if late else "",
+        reason=SESSION_CLOSED if late else "",
         timeout_seconds=event.timeout_seconds,
         submitted_at=at,
         ended_at=at if late else None,

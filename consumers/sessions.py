@@ -137,3 +137,9 @@ def _farewell(session: Session) -> SessionEnded:
         seconds=(session.ended_at - session.created_at).total_seconds(),
         usage=session.usage,
     )
+
+
+def sentence(error: Exception) -> str:
+    """An error's message as a session's reason: a sentence for its user."""
+    text = str(error) or type(error).__name__
+    return text[0].upper() + text[1:] + ("" if text.endswith((".", "!")) else ".")

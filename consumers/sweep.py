@@ -98,7 +98,7 @@ async def _start_again_or_fail(context: Context, current: Held) -> None:
 
 async def _fail_start(context: Context, current: Held) -> None:
     """First the step, which a tender that makes it ready at this moment wins or loses whole; then the cleaning."""
-    words = f"the sandbox was not ready within {context.limits.start_timeout}"
+    words = f"The sandbox was not ready within {context.limits.start_timeout}."
     only = frozenset({SessionState.STARTING})
     if await end(context, current.id, SessionState.FAILED, words, only=only, final_offset=0):
         await finish(context, current, SessionState.FAILED, words, 0)
@@ -126,7 +126,7 @@ async def _force(context: Context, current: Held) -> None:
     if offset is None and not session.agent_boot_id:
         offset = 0
     if offset is None:
-        offset = await chunks.seal(context, session_path(current.id), "closing took too long", session.expire_at)
+        offset = await chunks.seal(context, session_path(current.id), "Closing took too long.", session.expire_at)
     await finish(context, current, SessionState.CLOSED, session.reason, offset)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from consumers import chunks
 from consumers.admission import admit
 from consumers.agent.client import AgentConnection, attach, connect, open_shell
-from consumers.commands import deliver_waiting, settle_all
+from consumers.commands import SESSION_CLOSED, deliver_waiting, settle_all
 from consumers.context import Context
 from consumers.pool import fill
 from consumers.pump import Pump
-from consumers.sessions import Held, change, end, load
+from consumers.sessions import Held, change, end, load, sentence
 from consumers.settlement import DONE, LEAVE, Settlement
 from schemas.documents import Session, session_path
 from schemas.errors import AgentRefused, AgentUnreachable, Diverged, PigeonError, SandboxFailed, SandboxGone, Superseded
@@ -91,12 +91,12 @@ class Tender:
             log.info("session %s: %s", self._id, error)
             return LEAVE
         except SandboxFailed as error:
-            await self._end(SessionState.FAILED, str(error), await self._committed())
+            await self._end(SessionState.FAILED, sentence(error), await self._committed())
         except SandboxGone as error:
-            await self._gone(str(error))
+            await self._gone(sentence(error))
         except Diverged as error:
             log.critical("session %s: the transcript diverged: %s", self._id, error)
-            await self._lost(f"diverged: {error}")
+            await self._lost(f"The transcript diverged: {error}.")
         return DONE
 
     async def _tend(self) -> Settlement:
@@ -274,8 +274,10 @@ async def finish(context: Context, current: Held, state: SessionState, reason: s
     await context.controls.drop(current.id)
     if session.pod_uid:
         await context.sandboxes.delete(session.pod_name, session.pod_uid)
-    unsettled = CommandState.LOST if state is SessionState.LOST else CommandState.KILLED
-    await settle_all(context, current.id, unsettled, reason)
+    if state is SessionState.CLOSED:
+        await settle_all(context, current.id, CommandState.KILLED, SESSION_CLOSED)
+    else:
+        await settle_all(context, current.id, CommandState.LOST, reason)
     await end(context, current.id, state, reason, final_offset=final_offset)
     await admit(context)
     await fill(context)
@@ -283,5 +285,5 @@ async def finish(context: Context, current: Held, state: SessionState, reason: s
 
 def _words(mark: dict[str, Any]) -> str:
     if mark.get("signal"):
-        return f"the shell was killed by signal {mark['signal']}"
-    return f"the shell exited with code {mark.get('exitCode')}"
+        return f"The shell was killed by signal {mark['signal']}."
+    return f"The shell exited with code {mark.get('exitCode')}."

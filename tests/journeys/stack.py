@@ -38,13 +38,14 @@ class Stack:
 
     async def start(self, roles: str = ALL_ROLES) -> asyncio.subprocess.Process:
         """Start a process; returns once it serves, for the gateway, or at once."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "infra.cli", "up", "--port", str(self.port), "--roles", roles),
-            env={**os.environ, "PIGEON_STATE": str(self.state), **self.environment},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=(self.state.parent / "stack.log").open("ab"),
-            stderr=asyncio.subprocess.STDOUT,
-        )
+        with (self.state.parent / "stack.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "infra.cli", "up", "--port", str(self.port), "--roles", roles),
+                env={**os.environ, "PIGEON_STATE": str(self.state), **self.environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+            )
         self.processes.append(process)
         if "gateway" in roles:
             await self._serving(process)

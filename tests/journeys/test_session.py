@@ -149,7 +149,7 @@ async def test_a_closed_session_keeps_its_transcript(alice: User, stack: Stack) 
     assert not output.gaps
     assert b"".join(b"%d\r\n" % number for number in range(1, 1001)) in bytes(output.data)
     status = await alice.status(session)
-    assert (status["state"], status["reason"]) == ("closed", "closed by its user")
+    assert (status["state"], status["reason"]) == ("closed", "The session is closed. Its owner closed it.")
     assert not (stack.state / "sandboxes" / f"session-{session}").exists()
 
 
@@ -160,7 +160,7 @@ async def test_the_shells_own_exit_ends_the_session(alice: User) -> None:
     assert (await alice.ended(session, command))["exitCode"] == 7
     await alice.transcript(session)
     status = await alice.status(session)
-    assert (status["state"], status["reason"]) == ("closed", "the shell exited with code 7")
+    assert (status["state"], status["reason"]) == ("closed", "The session is closed. The shell exited with code 7.")
 
 
 async def test_polling_without_a_cursor_gets_everything_once(alice: User) -> None:
