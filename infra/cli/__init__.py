@@ -12,7 +12,7 @@ import typer
 
 from schemas.errors import PigeonError
 
-INTERRUPTED = 130  # 128 + SIGINT
+TERMINATED = 143  # 128 + SIGTERM, as shells say it
 
 app = typer.Typer(
     add_completion=False,
@@ -58,6 +58,8 @@ def finish(work: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit is quiet too
         status = 1
+    except asyncio.CancelledError:
+        status = TERMINATED
     raise typer.Exit(status)
 
 

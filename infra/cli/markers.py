@@ -19,8 +19,12 @@ class Markers:
         self._id = new_id()
 
     def around(self, command: str) -> str:
-        """A command that does the same and prints the markers; its exit code is the same too."""
-        return f"{self._print('start')}; {command}; set -- $?; {self._print('end')}; (exit $1)"
+        """A command that does the same and prints the markers; its exit code is the same too.
+
+        The subshell outlives what ends the command, so that the end marker is printed before the next prompt.
+        """
+        traps = "trap : INT TERM QUIT"
+        return f"({traps}; {self._print('start')}; {command}; set -- $?; {self._print('end')}; exit $1)"
 
     def cutter(self) -> Cutter:
         """What finds the output between them."""

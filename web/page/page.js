@@ -102,7 +102,7 @@ class Shown {
 
 let shown = null;
 
-const screen = new Screen(document.getElementById("terminal"), {
+const screen = new Screen(document.getElementById("screen"), {
   input: (bytes) => shown?.typist.type(bytes),
   resize: (size) => shown?.resize(size),
   title: (text) => (document.title = text ? `${text} · pigeon` : "pigeon"),
@@ -183,7 +183,7 @@ addEventListener("hashchange", () => {
 addEventListener("keydown", (event) => {
   if (event.key !== "F6") return;
   event.preventDefault();
-  if (document.activeElement?.closest(".terminal")) document.getElementById("new").focus();
+  if (document.activeElement?.closest(".screen")) document.getElementById("new").focus();
   else screen.terminal.focus();
 });
 

@@ -11,6 +11,10 @@ const THEME = {
   cursor: "#8fd3c5",
   cursorAccent: "#12161c",
   selectionBackground: "#35506a",
+  overviewRulerBorder: "transparent",
+  scrollbarSliderBackground: "rgba(147, 160, 176, 0.16)",
+  scrollbarSliderHoverBackground: "rgba(147, 160, 176, 0.30)",
+  scrollbarSliderActiveBackground: "rgba(147, 160, 176, 0.42)",
   black: "#2b333f",
   red: "#f08080",
   green: "#86d08f",
@@ -44,6 +48,7 @@ export class Screen {
       lineHeight: 1.2,
       cursorBlink: !matchMedia("(prefers-reduced-motion: reduce)").matches,
       scrollback: 20_000,
+      overviewRuler: { width: 10 }, // which is the scrollbar's width too
       macOptionIsMeta: true,
       minimumContrastRatio: 4.5,
     });

@@ -58,23 +58,18 @@ export function hideNotice() {
 
 /** What a session's end, or its coming end, means to the person in front of it; null where there is nothing to say. */
 export function remarkOn(status) {
-  if (status.state === "closed") return ["plain", `This session has ended (${reasonOf(status)}). What it printed stays here.`];
-  if (status.state === "failed") return ["error", `This session could not be kept running: ${reasonOf(status)}.`];
-  if (status.state === "lost") return ["error", `This session was lost: ${reasonOf(status)}. What it printed is complete up to here.`];
+  if (status.state === "closed") return ["plain", `${sentence(status)} What it printed stays here.`];
+  if (status.state === "failed") return ["error", sentence(status)];
+  if (status.state === "lost") return ["error", `${sentence(status)} What it had printed stays here.`];
   if (status.warning && takesInput(status))
     return ["warning", `Nothing was typed for a while: this session closes at ${clock(status.warning)} unless you go on.`];
   return null;
 }
 
-function reasonOf(status) {
-  const words = {
-    user: "you ended it",
-    idle: "nobody used it",
-    expired: "its longest time was over",
-    admin: "the system was stopped",
-    shell_ended: "the shell exited",
-  };
-  return words[status.reason] ?? (status.reason.replace(/\.$/, "") || "no reason was given");
+/** The reason of a status as a sentence. */
+function sentence(status) {
+  const text = status.reason || `The session is ${status.state}.`;
+  return text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 function showCurtain(title, text) {
@@ -104,7 +99,7 @@ export function showSessions(sessions, current) {
   const list = byId("sessions");
   const shown = sessions.filter((session) => !hasEnded(session) || session.sessionId === current);
   const options = shown.map((session) => {
-    const label = `${session.sessionId.slice(1, 6)} · ${clock(session.createdAt)} · ${NAMES[session.state].toLowerCase()}`;
+    const label = `${session.sessionId.slice(0, 6)} · since ${clock(session.createdAt)}`;
     return new Option(label, session.sessionId, false, session.sessionId === current);
   });
   list.replaceChildren(...options);
