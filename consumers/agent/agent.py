@@ -36,7 +36,7 @@ import time
 TYPE_CHECKING = False  # typing costs milliseconds of every helper's start
 if TYPE_CHECKING:
     import argparse
-    from typing import Any, Callable, Deque, Dict, Generator, Iterator, List, Optional, Sequence, Set, Tuple, Union
+    from typing import Any, Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, Tuple, Union
 
     Json = Dict[str, Any]
     Job = Generator[None, None, Any]
@@ -142,7 +142,7 @@ class FrameDecoder:
         self.limit = limit
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Tuple[int, int, bytes]]:
+    def feed(self, data: bytes) -> Generator[Tuple[int, int, bytes], None, None]:
         """Take what arrived; iterate over the frames completed by it as (type, argument, payload).
 
         What is not consumed is kept. Raises ProtocolError for a payload longer than the limit.
@@ -150,7 +150,7 @@ class FrameDecoder:
         self._buffer += data
         return self.frames()
 
-    def frames(self) -> Iterator[Tuple[int, int, bytes]]:
+    def frames(self) -> Generator[Tuple[int, int, bytes], None, None]:
         """The complete frames that are buffered, each taken out before it is yielded."""
         taken = 0
         try:
@@ -495,13 +495,12 @@ def prctl(option: int, value: int) -> None:
 
 
 def descendants(root: int) -> List[int]:
-    """Every process below `root`, as /proc shows it now."""
+    """Every living process below `root`, as /proc shows it now."""
     children: Dict[int, List[int]] = collections.defaultdict(list)
     for name in os.listdir("/proc"):
-        if name.isdigit():
-            parent = parent_of(int(name))
-            if parent is not None:
-                children[parent].append(int(name))
+        state, parent = process_state(int(name)) if name.isdigit() else ("", -1)
+        if state not in ("", "Z"):
+            children[parent].append(int(name))
     found, queue = [], list(children[root])
     while queue:
         pid = queue.pop()
@@ -510,13 +509,25 @@ def descendants(root: int) -> List[int]:
     return found
 
 
-def parent_of(pid: int) -> Optional[int]:
-    """The parent's pid (0: outside of this PID namespace), or None if there is no such process."""
+def process_state(pid: int) -> Tuple[str, int]:
+    """A process's state and its parent's pid (0: outside of this PID namespace); ("", -1) if there is none."""
     try:
         with open("/proc/{}/stat".format(pid), "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[1])
     except (OSError, ValueError, IndexError):
-        return None
+        return "", -1
+
+
+def kill_descendants(rounds: int) -> None:
+    """Kill whatever runs below this process, again and again while it forks faster."""
+    for _ in range(rounds):
+        pids = descendants(os.getpid())
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class Shell:
@@ -564,27 +575,38 @@ class Shell:
         The text is evaluated on the first line, so that the shell's messages count lines as the user does. The
         file empties itself before the text starts: what has started is never started again.
         """
-        path = os.path.join(self.run_dir, str(number))
-        data = text.encode("utf-8", "replace")
-        quoted = "'" + text.replace("'", "'\\''") + "'"
+        path = self._path(number)
+        data = text.encode("utf-8", "replace")  # JSON may carry half a surrogate pair
+        os.makedirs(self.run_dir, 0o700, exist_ok=True)
         if self.is_bash:
             write_private(path + ".text", data if len(data) <= MAX_HISTORY_BYTES else b"")
-        guard = "{ __pigeon_run %d '%s'; } 2>/dev/null; eval -- %s\n{ __pigeon_arm; } 2>/dev/null\n"
-        plain = "__pigeon_run $? %d '%s'; eval %s\n"
-        script = (guard if self.is_bash else plain) % (number, path.replace("'", "'\\''"), quoted)
-        write_private(path, script.encode("utf-8", "replace"))
+        script = _BASH_SCRIPT if self.is_bash else _SH_SCRIPT
+        script = script.format(number=number, path=quoted(path), text=quoted(data.decode()))
+        write_private(path, script.encode("utf-8", "surrogateescape"))
         return path
 
+    def _path(self, number: int) -> str:
+        return os.path.join(self.run_dir, str(number))
+
     def forget(self, number: int) -> None:
-        """Remove what `script` wrote."""
-        for name in (str(number), "{}.text".format(number)):
+        """Remove what `script` and the shell wrote."""
+        for suffix in ("", ".text", ".status"):
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self.run_dir, name))
+                os.unlink(self._path(number) + suffix)
+
+    def status(self, number: int) -> Optional[int]:
+        """The exit code that the script of command `number` noted, if it got so far. A ^C at the wrong moment makes
+        the terminal forget what was not read yet, and the shell then marks the next prompt with the ^C's own code."""
+        try:
+            with open(self._path(number) + ".status", "rb") as file:
+                return int(file.read(8))
+        except (OSError, ValueError):
+            return None
 
     def has_started(self, number: int) -> bool:
         """Whether the script of command `number` ran its first line, whatever became of its mark."""
         try:
-            return os.stat(os.path.join(self.run_dir, str(number))).st_size == 0
+            return os.stat(self._path(number)).st_size == 0
         except OSError:
             return False
 
@@ -635,6 +657,12 @@ __pigeon_run() {
   builtin printf '\e]133;NONCE;X;%s\a' "$1" >/dev/tty
   return "$status"
 }
+__pigeon_over() {
+  local status=$?
+  builtin printf %s "$status" >|"$1.status"
+  __pigeon_arm
+  return "$status"
+}
 __pigeon_arm
 bind -m vi-insert '"\C-a\C-k": kill-whole-line' 2>/dev/null
 bind -m vi-command '"\C-a\C-k": "S"' 2>/dev/null
@@ -648,6 +676,10 @@ __pigeon_run() {
   printf '\033]133;NONCE;X;%s\007' "$2" >/dev/tty
   return "$1"
 }
+__pigeon_over() {
+  printf %s "$1" >|"$2.status"
+  return "$1"
+}
 PS1='@133;NONCE;D;$?;$$#$PWD $ @133;NONCE;B;$?#'
 """
     )
@@ -656,13 +688,32 @@ PS1='@133;NONCE;D;$?;$$#$PWD $ @133;NONCE;B;$?#'
 )
 
 
+_BASH_SCRIPT = """{{ __pigeon_run {number} {path}; }} 2>/dev/null; eval -- {text}
+{{ __pigeon_over {path}; }} 2>/dev/null
+"""
+_SH_SCRIPT = """__pigeon_run $? {number} {path}; eval {text}
+__pigeon_over $? {path}
+"""
+
+
+def quoted(text: str) -> str:
+    """One word of shell input."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
 def write_private(path: str, data: bytes) -> None:
     """Write a new file that only this user can read; one that is there is replaced."""
-    with contextlib.suppress(FileNotFoundError):
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileExistsError:
         os.unlink(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
+        fd = os.open(path, flags, 0o600)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    finally:
+        os.close(fd)
 
 
 class Terminal:
@@ -706,7 +757,7 @@ class Terminal:
             os.chdir(cwd)
             os.execve(argv[0], list(argv), env)  # noqa: S606 - that is the purpose
         except BaseException as error:
-            os.write(2, "cannot start {}: {}\r\n".format(argv[0], error).encode())
+            os.write(2, "cannot start {}: {}\n".format(argv[0], error).encode())
         finally:
             os._exit(127)
 
@@ -1374,9 +1425,10 @@ class Runner:
         if command is not None and self._report is None:
             if command.start_offset is None:
                 return  # the prompt was drawn again while our line is on its way
-            self._finish(status)  # somebody took our hook out of PROMPT_COMMAND
-        elif not self._shell.is_bash and self._unconfirmed:
-            self._confirm()
+            if self._unconfirmed is None:
+                self._finish(status)  # somebody took our hook out of PROMPT_COMMAND
+            else:
+                self._confirm()
         self.at_prompt = True
         self.advance()
 
@@ -1399,6 +1451,8 @@ class Runner:
         self._transcript.settle_gap()
         end = self._transcript.end if offset is None else offset
         cwd, seconds = self._terminal.cwd(), time.monotonic() - command.started_at
+        noted = self._shell.status(command.number)
+        status = status if noted is None else noted
         self._unconfirmed = None
         self._cancel_escalation()
         self._shell.forget(command.number)
@@ -1703,7 +1757,9 @@ class Session:
     def start(self) -> None:
         """Show the notice and start the shell."""
         if self._notice:
-            self.transcript.write("".join(line + "\r\n" for line in self._notice.splitlines()).encode())
+            self.transcript.write(
+                "".join(line + "\r\n" for line in self._notice.splitlines()).encode("utf-8", "replace")
+            )
         self._shell.prepare()
         env = self._shell.environment(self._settings.workspace, self._env)
         self.terminal.start(self._shell.argv(), env, self._settings.workspace, self._size, self._settings.limits)
@@ -1855,8 +1911,7 @@ class Session:
         self._drain()
 
     def _drain(self) -> None:
-        for pid in descendants(os.getpid()):
-            _kill(pid)
+        kill_descendants(1)
         data, closed = self.terminal.read(Terminal.BATCH)
         self._take(data)
         if closed or time.monotonic() > self._drain_until:
@@ -1888,11 +1943,6 @@ def environment(value: object) -> Dict[str, str]:
     return value
 
 
-def _kill(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-
-
 class Requests:
     """What a control connection may ask for. Each operation replies at once with a dictionary, or later by a job."""
 
@@ -1913,11 +1963,26 @@ class Requests:
         }
 
     def carry_out(self, session: Session, fields: Json) -> Union[Json, Job]:
-        """Do what a request asks. Raises Refused."""
+        """Do what a request asks. Raises Refused, and nothing else: a defect in one request must not end a session."""
         operation = self._operations.get(text(fields, "op"))
         if operation is None:
             raise Refused("unknown_op", "no such operation")
-        return operation(session, fields)
+        try:
+            result = operation(session, fields)
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused("internal", repr(error)) from error
+        return result if isinstance(result, dict) else self._guarded(result)
+
+    @staticmethod
+    def _guarded(job: Job) -> Job:
+        try:
+            return (yield from job)
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused("internal", repr(error)) from error
 
     def _once(self, fields: Json, action: Callable[[], None]) -> Json:
         identity = text(fields, "id")
@@ -2134,6 +2199,7 @@ class Agent:
         while not self._finished:
             self._loop.once()
             self._after_round()
+        kill_descendants(100)
 
     # Signals
 
@@ -2205,7 +2271,7 @@ class Agent:
         for connection in list(self._connections.values()):
             if not connection.role:
                 continue
-            if now - connection.heard_at > self._settings.silence:
+            if now - connection.heard_at > self._settings.silence and not connection.working:
                 self._drop(connection)
             elif connection.pending < MAX_PENDING_BYTES:
                 self._send(connection, PING, 0)
@@ -2216,7 +2282,9 @@ class Agent:
         self._loop.later(self._settings.status, self._tell_status)
 
     def _send_status(self) -> None:
-        if self._session is not None and self._attached is not None:
+        if self._session is None or self._attached is None:
+            return
+        if self._attached.pending < MAX_PENDING_BYTES:
             self._send(self._attached, STATUS, 0, encode_json(self._session.status()))
 
     # Connections
@@ -2330,7 +2398,7 @@ class Agent:
     def _on_ready(self, connection: Connection, events: int) -> None:
         if events & select.EPOLLOUT:
             self._take(connection, b"")
-        if self._connections.get(connection.fd) is not connection:
+        if self._connections.get(connection.fd) is not connection or not connection.readable:
             return
         if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
             self._receive(connection)
@@ -2350,13 +2418,17 @@ class Agent:
 
     def _take(self, connection: Connection, data: bytes) -> None:
         """Act on the frames that are complete; stop where a request takes longer, and come back here after it."""
+        frames = connection.decoder.feed(data)
         try:
-            for kind, argument, payload in connection.decoder.feed(data):
-                self._on_frame(connection, kind, argument, payload)
-                if not connection.readable:
+            while connection.readable:
+                frame = next(frames, None)
+                if frame is None:
                     break
+                self._on_frame(connection, *frame)
         except ProtocolError as error:
             self._end(connection, "protocol", str(error))
+        finally:
+            frames.close()
         self._flush(connection)
 
     def _on_frame(self, connection: Connection, kind: int, argument: int, payload: bytes) -> None:
@@ -2391,8 +2463,8 @@ class Agent:
                 raise Refused("wrong_key", "another key opened this session")
             return {"bootId": self._boot_id}
         session = Session(self._loop, self._settings, fields)
-        self._key, self._session = key, session
         session.start()
+        self._key, self._session = key, session
         return {"bootId": self._boot_id}
 
     def _control(self, connection: Connection, fields: Json) -> Json:
@@ -2414,7 +2486,7 @@ class Agent:
         if verb == "attach":
             epoch, offset = number(fields, "epoch"), number(fields, "from")
             expected = attach_proof(self._key, connection.challenge, epoch, offset, _from_mark(fields))
-        if not hmac.compare_digest(expected.encode(), text(fields, "proof").encode()):
+        if not hmac.compare_digest(expected.encode(), text(fields, "proof").encode("utf-8", "replace")):
             raise Refused("wrong_key", "the proof does not match")
 
     def _attach(self, connection: Connection, fields: Json) -> None:
@@ -2497,7 +2569,7 @@ def is_outside(sock: socket.socket) -> bool:
     """Whether the peer was put into the sandbox from outside: its parent is not in our PID namespace. What user code
     starts has its parent, or the agent, above it."""
     pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-    return pid == 0 or parent_of(pid) == 0
+    return pid == 0 or process_state(pid)[1] == 0
 
 
 def refusal(refused: Refused) -> Json:

@@ -230,7 +230,7 @@ class Control:
 class AgentProcess:
     """An agent that serves a socket in `directory`, as a process of its own."""
 
-    def __init__(self, directory: Path, *arguments: str, python: str = sys.executable) -> None:
+    def __init__(self, directory: Path, *arguments: str, python: str = sys.executable, script: Path = AGENT) -> None:
         self.directory = directory
         self.workspace = directory / "w"
         self.run_dir = directory / "r"
@@ -242,17 +242,20 @@ class AgentProcess:
         self._listener.listen(128)
         fd = self._listener.fileno()
         paths = ["--workspace", str(self.workspace), "--run-dir", str(self.run_dir)]
-        command = [python, "-I", "-S", str(AGENT), "serve", "--listen-fd", str(fd), *paths, *arguments]
+        command = [python, "-I", "-S", str(script), "serve", "--listen-fd", str(fd), *paths, *arguments]
         env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         self.process = subprocess.Popen(command, pass_fds=(fd,), env=env)
         self._listener.close()
+        self._connections: list[Connection] = []
 
     def connect(self) -> Connection:
         """A new connection."""
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(PATIENCE)
         sock.connect(str(self.socket))
-        return Connection(sock)
+        connection = Connection(sock)
+        self._connections.append(connection)
+        return connection
 
     def open(self, **fields: Any) -> None:
         """Open the session."""
@@ -268,7 +271,9 @@ class AgentProcess:
         return Control(self.connect())
 
     def stop(self) -> None:
-        """Kill it, if it is still there, and leave nothing behind."""
+        """Kill it, if it is still there, and leave nothing behind, connections included."""
+        for connection in self._connections:
+            connection.close()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -308,11 +313,6 @@ class Terminal:
             return mark, b""
         self.stream.until(lambda: self.stream.position >= mark["offset"])
         return mark, self.stream.between(mark["startOffset"], mark["offset"])
-
-    def close(self) -> None:
-        """End both connections."""
-        self.stream.connection.close()
-        self.control.connection.close()
 
 
 def wait_until(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
