@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from consumers.context import Context
@@ -120,15 +120,28 @@ def notice(settings: Settings) -> str:
     return ""
 
 
+_kept = AsyncExitStack()  # what is collected is closed
+
+
 async def producer_services() -> Services:
-    """The services of this process, opened at first use and kept for its life: a function instance has no end hook."""
+    """The services of this process, opened at first use and kept for its life: a function instance has no end hook.
+
+    Raises what opening them raises; the next call tries again.
+    """
     return await asyncio.shield(_opening())
 
 
 @functools.cache
 def _opening() -> asyncio.Task[Services]:
-    return asyncio.create_task(_open())
+    opening = asyncio.create_task(_open())
+    opening.add_done_callback(_forget_failure)
+    return opening
+
+
+def _forget_failure(opening: asyncio.Task[Services]) -> None:
+    if opening.cancelled() or opening.exception() is not None:
+        _opening.cache_clear()
 
 
 async def _open() -> Services:
-    return services(await backends(Settings.from_environment()).__aenter__())
+    return services(await _kept.enter_async_context(backends(Settings.from_environment())))
