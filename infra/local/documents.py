@@ -17,8 +17,9 @@ from schemas.limits import MIB
 from schemas.ports import Fields, Snapshot
 
 MAX_PAGE_BYTES = 2 * MIB  # of one batch of a listener; a larger document comes alone
-VACUUM_SHARE = 4  # give space back when more than one page in so many is free
-VACUUM_PAGES = 1_024  # at the most at once, and not worth it below
+SPARE_SHARE = 4  # space is given back when more than one page in so many is free,
+SPARE_PAGES = 1_024  # and more than this; what grows again soon needs no giving back
+VACUUM_PAGES = 128  # given back in one operation, so that no write waits long behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +176,12 @@ def prune(write: Write, now: datetime, limit: int) -> int:
     return len(expired)
 
 
-def shrink(write: Write) -> None:
-    """Give free pages back to the file system where there are many."""
+def shrink(write: Write) -> bool:
+    """Give some free pages back to the file system; whether there are more to give."""
     ((free,),) = write.execute("PRAGMA freelist_count").fetchall()
     ((pages,),) = write.execute("PRAGMA page_count").fetchall()
-    if free > max(pages // VACUUM_SHARE, VACUUM_PAGES):
-        write.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+    if free <= max(pages // SPARE_SHARE, SPARE_PAGES):
+        return False
+    for _ in range(VACUUM_PAGES):
+        write.execute("PRAGMA incremental_vacuum(1)")  # sqlite3 stops after the first page, whatever number is given
+    return True

@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 MAX_TRIES = 12  # of a transaction
 RETRY_PAUSE = 0.005  # seconds at most, between two tries
-PRUNE_BATCH = 32  # documents removed in one operation, so that no write waits long behind it
+PRUNE_BATCH = 8  # documents removed in one operation, so that no write waits long behind it
+SHRINK_ROUNDS = 100  # operations that give space back, after one pruning
 
 
 class LocalStore:
@@ -124,7 +125,9 @@ class LocalStore:
             removed += count
             if count < batch:
                 break
-        await self._write(documents.shrink)
+        for _ in range(SHRINK_ROUNDS):
+            if not await self._write(documents.shrink):
+                break
         return removed
 
     async def _try(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
