@@ -129,5 +129,4 @@ async def settle_all(context: Context, session_id: str, state: CommandState, rea
     """Give every command that has no end yet this one: a session that ended leaves none open."""
     for unsettled in UNSETTLED:
         async for command_id, _ in in_state(context, session_id, unsettled):
-            end = state if unsettled is CommandState.RUNNING else CommandState.KILLED
-            await change(context, session_id, command_id, end, reason=reason, ended_at=context.now())
+            await change(context, session_id, command_id, state, reason=reason, ended_at=context.now())

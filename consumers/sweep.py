@@ -125,9 +125,10 @@ async def _force(context: Context, current: Held) -> None:
     offset = session.final_offset
     if offset is None and not session.agent_boot_id:
         offset = 0
+    sealed = offset is None
     if offset is None:
         offset = await chunks.seal(context, session_path(current.id), "Closing took too long.", session.expire_at)
-    await finish(context, current, SessionState.CLOSED, session.reason, offset)
+    await finish(context, current, SessionState.CLOSED, session.reason, offset, sealed=sealed)
 
 
 async def _replace_tender(context: Context, current: Held) -> None:

@@ -265,19 +265,21 @@ class Tender:
         await finish(self._context, Held(self._id, self._session, ""), state, reason, final_offset)
 
 
-async def finish(context: Context, current: Held, state: SessionState, reason: str, final_offset: int) -> None:
+async def finish(
+    context: Context, current: Held, state: SessionState, reason: str, final_offset: int, *, sealed: bool = False
+) -> None:
     """Leave nothing of a session: no sandbox, no connection, no open command, no place taken.
 
-    Whatever is done already is skipped, so a crash half way is made good by calling it again.
+    `sealed` says that the transcript ends in a gap, so that the last marks may be missing, too. Whatever is done already is skipped, so a crash half way is made good by calling it again.
     """
     session = current.session
     await context.controls.drop(current.id)
     if session.pod_uid:
         await context.sandboxes.delete(session.pod_name, session.pod_uid)
-    if state is SessionState.CLOSED:
-        await settle_all(context, current.id, CommandState.KILLED, SESSION_CLOSED)
-    else:
+    if sealed or state is SessionState.LOST:  # nobody knows whether a command that waits in the documents has run
         await settle_all(context, current.id, CommandState.LOST, reason)
+    else:
+        await settle_all(context, current.id, CommandState.KILLED, SESSION_CLOSED)
     await end(context, current.id, state, reason, final_offset=final_offset)
     await admit(context)
     await fill(context)
