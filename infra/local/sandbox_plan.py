@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import os
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.local import bubblewrap, cgroups, seccomp
-from infra.local.sandbox_python import prefixes
+from infra.local.sandbox_python import compiled, prefixes
 from infra.local.sandbox_record import Meta
 from schemas.errors import SandboxFailed
 from schemas.limits import MIB
@@ -47,9 +47,10 @@ def launch(
         "file_bytes": spec.file_bytes,
         **(_jailed if meta.sandboxed else _bare)(directory, listen, spec, python, network, limited),
     }
+    launcher = compiled(LAUNCHER, str(LAUNCHER), interpreter=Path(sys.executable), directory=python.parent.parent)
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(LAUNCHER)],
-        input=json.dumps(plan).encode(),
+        [sys.executable, "-I", "-S", str(launcher)],
+        input=marshal.dumps(plan),
         capture_output=True,
         pass_fds=(listen, lock),
         env={},
@@ -60,6 +61,10 @@ def launch(
         failure = directory / "failure"
         said = failure.read_text() if failure.exists() else done.stderr.decode(errors="replace").strip()
         raise SandboxFailed(f"sandbox {meta.name} could not be started: {said or f'code {done.returncode}'}")
+
+
+def _compiled(program: Path, name: str, python: Path) -> Path:
+    return compiled(program, name, interpreter=python, directory=python.parent.parent)
 
 
 def _make_cgroups(meta: Meta, spec: SandboxSpec) -> bool:
@@ -87,7 +92,7 @@ def _jailed(
     bwrap = bubblewrap.find_bwrap()
     jail = bubblewrap.Jail(
         prefixes=prefixes(python),
-        agent=AGENT,
+        agent=_compiled(AGENT, bubblewrap.AGENT, python),
         workspace_bytes=spec.workspace_bytes,
         run_bytes=RUN_BYTES,
         seccomp=seccomp.program(count_memory=not limited),
@@ -110,7 +115,7 @@ def _bare(directory: Path, listen: int, spec: SandboxSpec, python: Path, network
     return {
         "bwrap": None,
         "workspace": workspace,
-        "command": _command(python, str(AGENT), listen, workspace, run, spec, limited),
+        "command": _command(python, str(_compiled(AGENT, str(AGENT), python)), listen, workspace, run, spec, limited),
         "environment": _environment(python, workspace, run),
     }
 

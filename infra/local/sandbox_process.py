@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+DEAD = ("Z", "X")  # states of a process that only waits to be reaped
+
 
 @cache
 def boot_id() -> str:
@@ -31,10 +33,10 @@ class Process:
         if self.boot != boot_id():
             return False
         try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            fields = _stat(self.pid)
         except OSError:
             return False
-        return int(fields[19]) == self.start and fields[0] not in ("Z", "X")
+        return int(fields[19]) == self.start and fields[0] not in DEAD
 
     def open(self) -> int | None:
         """A pidfd, readable once it has ended; None if it has. The caller closes it."""
@@ -72,16 +74,24 @@ class Process:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below this one, parents first."""
+    """The processes below this one that still run, parents first."""
     children: dict[int, list[int]] = {}
+    running: set[int] = set()
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            fields = _stat(int(entry))
             children.setdefault(int(fields[1]), []).append(int(entry))
+            if fields[0] not in DEAD:
+                running.add(int(entry))
     found = [pid]
     for parent in found:
         found += children.get(parent, [])
-    return found[1:]
+    return [each for each in found[1:] if each in running]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on: [0] state, [1] parent, [19] start time. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def _ended(descriptor: int, seconds: float) -> bool:

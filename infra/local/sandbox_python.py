@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -40,6 +41,21 @@ def prefixes(python: Path) -> list[str]:
     if not any(real.startswith(os.path.realpath(prefix) + "/") for prefix in home):
         home.append(str(Path(real).parent.parent))
     return home
+
+
+def compiled(program: Path, name: str, *, interpreter: Path, directory: Path) -> Path:
+    """A program of one file, compiled for this interpreter: it starts some 20 to 30 ms sooner.
+
+    It is kept in `directory`, one for each content; tracebacks show `name`. Raises SandboxFailed.
+    """
+    digest = hashlib.sha256(name.encode() + program.read_bytes()).hexdigest()[:16]
+    code = directory / f"{program.stem}-{digest}.pyc"
+    if not code.exists():
+        script = f"import py_compile; py_compile.compile({str(program)!r}, {str(code)!r}, {name!r}, doraise=True)"
+        done = subprocess.run([str(interpreter), "-I", "-S", "-c", script], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SandboxFailed(f"{program.name} does not compile for {interpreter}: {done.stderr.strip()}")
+    return code
 
 
 def _make(directory: Path) -> None:

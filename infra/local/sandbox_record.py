@@ -20,6 +20,8 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,10 +119,11 @@ class Record:
 
     def _end_tree(self, init: Process) -> None:
         """Without a pid namespace the kernel does not end what a process leaves behind."""
-        while init.alive() and (pids := descendants(init.pid)):
+        until = time.monotonic() + KILL_SECONDS
+        while init.alive() and (pids := descendants(init.pid)) and time.monotonic() < until:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, 9)
+                    os.kill(pid, signal.SIGKILL)
 
     def _why(self, meta: Meta) -> str:
         monitor = self.process("monitor")
