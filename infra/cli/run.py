@@ -27,7 +27,6 @@ from schemas.limits import MAX_FILE_BYTES
 
 KILLED, LOST = 124, 125  # exit statuses; 124 is what timeout(1) says
 SHELL_LINE = re.compile(rb"#!.*\b(?:ba)?sh\b")
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +43,15 @@ class Script:
         content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if file == "-" else Path(file).read_bytes()
         if len(content) > MAX_FILE_BYTES:
             raise Malformed(f"a script has at most {MAX_FILE_BYTES} bytes")
-        name = Path(file).name
-        return cls(name if FILE_NAME.fullmatch(name) else "script", content, arguments)
+        name = "script" if file == "-" else Path(file).name.encode(errors="replace").decode()
+        return cls(name, content, arguments)
 
     @property
     def command(self) -> str:
         """The command that runs it: output as it is (no CR before LF), nothing to read."""
         shell = self.name.endswith(".sh") or SHELL_LINE.match(self.content.partition(b"\n")[0])
-        words = ["bash" if shell else "python3", self.name, *self.arguments]
+        name = f"./{self.name}" if self.name.startswith("-") else self.name  # not an option
+        words = ["bash" if shell else "python3", name, *self.arguments]
         return f"stty -opost; {shlex.join(words)} </dev/null"
 
 

@@ -62,7 +62,7 @@ def _endpoint(process: subprocess.Popen[bytes], profile: Path) -> str:
         if file.exists() and len(lines := file.read_text().splitlines()) == 2:
             return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
         time.sleep(0.02)  # another program's file: there is nothing to await
-    raise AssertionError(f"{process.args} did not start: {process.poll()}")
+    raise AssertionError(f"the browser did not start: {process.poll()}")
 
 
 class Browser:

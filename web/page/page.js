@@ -25,6 +25,8 @@ class Shown {
     this.#live = fresh;
     this.typist = new Typist(this.id, (error) => refused(error));
     this.update(status);
+    view.showSize(screen.size);
+    void this.#sendSize(screen.size);
     void this.#follow();
   }
 
@@ -133,7 +135,6 @@ async function show(id, fresh) {
   localStorage.setItem(REMEMBERED, id);
   history.replaceState(null, "", `#${id}`);
   shown = new Shown(status, fresh);
-  shown.resize(screen.size);
   screen.terminal.focus();
   void listSessions();
 }

@@ -11,7 +11,7 @@ const THEME = {
   cursor: "#8fd3c5",
   cursorAccent: "#12161c",
   selectionBackground: "#35506a",
-  overviewRulerBorder: "transparent",
+  overviewRulerBorder: "#12161c",
   scrollbarSliderBackground: "rgba(147, 160, 176, 0.16)",
   scrollbarSliderHoverBackground: "rgba(147, 160, 176, 0.30)",
   scrollbarSliderActiveBackground: "rgba(147, 160, 176, 0.42)",
