@@ -123,7 +123,7 @@ def _answer(function: Function, schema: Json | None) -> Json:
     return {"description": "Success.", "content": content}
 
 
-def drift(folder: Path = FOLDER) -> list[str]:
+def drift(folder: Path) -> list[str]:
     """One line for each generated file that is missing, stale or left over; empty if all is as it should be."""
     wanted = files()
     found = {path.relative_to(folder) for path in (folder / "json").glob("*.json")} | {Path("openapi.json")}
@@ -136,7 +136,7 @@ def drift(folder: Path = FOLDER) -> list[str]:
     return lines
 
 
-def write(folder: Path = FOLDER) -> None:
+def write(folder: Path) -> None:
     """Write every generated file, and remove those that are not generated any more."""
     wanted = files()
     (folder / "json").mkdir(exist_ok=True)
@@ -152,9 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m schemas.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 on drift")
     if not parser.parse_args(arguments).check:
-        write()
+        write(FOLDER)
         return 0
-    lines = drift()
+    lines = drift(FOLDER)
     for line in lines:
         sys.stderr.write(f"schemas/{line}\n")
     if lines:
