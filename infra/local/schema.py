@@ -92,7 +92,7 @@ def execute_patiently(connection: sqlite3.Connection, sql: str, timeout: float) 
             if not is_busy(error) or time.monotonic() >= end:
                 raise
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
-        pause = min(pause * 1.5, 0.005)
+        pause = min(pause * 1.5, 0.002)
 
 
 def connect(path: Path, lock_timeout: float) -> sqlite3.Connection:
