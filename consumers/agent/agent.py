@@ -77,6 +77,8 @@ MAX_HISTORY_BYTES = 16 * KIB  # longer texts are not added to the shell's histor
 ECHO_SECONDS = 0.05  # output this soon after input is what a person waits for
 HOLD_SECONDS = 0.02  # how long the start of something that may be our mark is held back
 ECHO_HOLD_SECONDS = 0.5  # how long the start of what may be the echo of our own typing is held back
+SETTLE_SECONDS = 0.1  # how long a prompt must stay when lines were typed ahead of it
+START_SECONDS = 3.0  # after which a line that did not start is typed again, and input no longer waits for a prompt
 ESCALATION_SECONDS = 2.0  # between INT, TERM and KILL
 GAP_SECONDS = 10.0  # how often discarded output is told of while it goes on
 SCAN_PAUSE_SECONDS = 30.0  # after a workspace turned out too big to be scanned
@@ -727,6 +729,7 @@ class Terminal:
     def __init__(self) -> None:
         self.fd = -1
         self.pid = 0
+        self.holding = True  # a shell that is starting could take a ^C for its own; input waits for the prompt
         self._queue = bytearray()
         self._buffer = bytearray(self.BATCH)
         self._view = memoryview(self._buffer)
@@ -783,9 +786,14 @@ class Terminal:
         """Input bytes that the terminal has not taken yet."""
         return len(self._queue)
 
+    @property
+    def writable(self) -> bool:
+        """Whether there is something to write as soon as the terminal takes it."""
+        return bool(self._queue) and not self.holding
+
     def write(self, data: bytes) -> None:
         """Type `data`. Raises Refused `input_full` when too much waits already; a ^C goes through all the same."""
-        if self._queue and self._interrupts(data):
+        if self._queue and not self.holding and self._interrupts(data):
             self._queue.clear()
             self.signal_foreground(signal.SIGINT)
         if len(self._queue) + len(data) > MAX_INPUT_QUEUE_BYTES:
@@ -802,6 +810,8 @@ class Terminal:
 
     def flush(self) -> None:
         """Write what waits, as far as the terminal takes it."""
+        if self.holding:
+            return
         try:
             while self._queue:
                 del self._queue[: os.write(self.fd, self._queue[: 4 * KIB])]
@@ -809,6 +819,11 @@ class Terminal:
             pass
         except OSError:
             self._queue.clear()
+
+    def release(self) -> None:
+        """The shell is there: input goes to it from now on."""
+        self.holding = False
+        self.flush()
 
     def drop_input(self) -> None:
         """Forget the input that waits."""
@@ -1266,6 +1281,10 @@ class Runner:
         self.waiting: Deque[Command] = collections.deque()
         self.current: Optional[Command] = None
         self.at_prompt = False
+        self._type_ahead = False  # lines may wait in the terminal that the shell has not read yet
+        self._settling: Optional[Timer] = None
+        self._new_prompt = False  # the shell showed a new prompt after we typed, and our line has not started
+        self._retyping: Optional[Timer] = None
         self.stopping = False
         self.ended = False
         self._report: Optional[Callable[[], None]] = None  # the current command is over, this tells of it
@@ -1313,6 +1332,7 @@ class Runner:
     def typed(self, data: bytes) -> None:
         """Input went to the terminal: the prompt is no longer ours if that may have submitted a line."""
         if b"\r" in data or b"\n" in data or b"\x03" in data:
+            self._type_ahead = True
             self.interrupted()
 
     def interrupted(self) -> None:
@@ -1328,7 +1348,7 @@ class Runner:
 
     def advance(self) -> None:
         """Start the next command if the prompt is there and nothing is in the way."""
-        ready = self.at_prompt and self.current is None and not self._terminal.queued
+        ready = self.at_prompt and self.current is None and not self._terminal.queued and not self._type_ahead
         if not (ready and self.waiting) or self.stopping or self.ended:
             return
         if self._snapshot is None and self._may_scan():
@@ -1349,7 +1369,29 @@ class Runner:
         self._marks.expect((echo, b""), (paste_off + b"\r", paste_off))
         self.at_prompt = False
         self._terminal.write(self._shell.typing(command.script, command.attempts))
+        self._new_prompt = False
+        self._retype_in(START_SECONDS)
         self.on_urgent()
+
+    def _retype_in(self, seconds: float) -> None:
+        if self._retyping is not None:
+            self._retyping.cancel()
+        self._retyping = self._loop.later(seconds, self._retype)
+
+    def _retype(self) -> None:
+        """The line we typed has not started: somebody's ^C took it, or another program. It cannot start twice, since
+        its script empties itself; so it may be typed again."""
+        command = self.current
+        if command is None or command.start_offset is not None or self.ended:
+            return
+        if not self._terminal.shell_has_it or self._shell.has_started(command.number):
+            self._retype_in(START_SECONDS)
+            return
+        command.attempts += 1
+        if command.kill_reason or command.attempts >= MAX_START_ATTEMPTS:
+            self._give_up(command)
+        else:
+            self._type(command)
 
     def _give_up(self, command: Command) -> None:
         self.current = None
@@ -1394,9 +1436,11 @@ class Runner:
 
     def _prompt_due(self, status: int) -> None:
         command = self.current
+        self.at_prompt = False
         if command is None or self._report is not None:
             return
         if command.start_offset is None:
+            self._new_prompt = True
             self._not_started(command, status)
         elif self._terminal.shell_has_it:
             self._finish(status)
@@ -1405,18 +1449,14 @@ class Runner:
             self._unconfirmed = (status, self._transcript.end)
 
     def _not_started(self, command: Command, status: int) -> None:
-        """A new prompt, and no mark of the command we typed: the line was lost, or only its mark was."""
-        self._marks.expect()
+        """A new prompt, and no mark of the command we typed: only the mark was lost, or the line was, or it waits
+        behind lines that a user typed."""
         if self._shell.has_started(command.number):
+            self._marks.expect()
             self._begin(command)
             self._finish(status)
-            return
-        command.attempts += 1
-        if command.kill_reason or command.attempts >= MAX_START_ATTEMPTS:
-            self._give_up(command)
         else:
-            self.current = None
-            self.waiting.appendleft(command)
+            self._retype_in(START_SECONDS)
 
     def _prompt_shown(self, status: int) -> None:
         command = self.current
@@ -1424,13 +1464,34 @@ class Runner:
             return
         if command is not None and self._report is None:
             if command.start_offset is None:
-                return  # the prompt was drawn again while our line is on its way
+                self._prompt_without_us()
+                return
             if self._unconfirmed is None:
                 self._finish(status)  # somebody took our hook out of PROMPT_COMMAND
             else:
                 self._confirm()
         self.at_prompt = True
+        if self._terminal.holding:
+            self._terminal.release()
+        if self._type_ahead:
+            self._settle()
         self.advance()
+
+    def _prompt_without_us(self) -> None:
+        """A prompt while our line is on its way: drawn again, or a new one, which the line may still follow."""
+        if self._new_prompt:
+            self._retype_in(SETTLE_SECONDS)
+
+    def _settle(self) -> None:
+        """Wait until the shell has read what was typed ahead: the prompt that stays is the one to use."""
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settling = self._loop.later(SETTLE_SECONDS, self._settled)
+
+    def _settled(self) -> None:
+        if self.at_prompt:
+            self._type_ahead = False
+            self.advance()
 
     def _line_started(self) -> None:
         self.at_prompt = False
@@ -1763,6 +1824,7 @@ class Session:
         self._shell.prepare()
         env = self._shell.environment(self._settings.workspace, self._env)
         self.terminal.start(self._shell.argv(), env, self._settings.workspace, self._size, self._settings.limits)
+        self._loop.later(START_SECONDS, self._release_input)
         self._watch()
 
     def status(self) -> Json:
@@ -1809,6 +1871,8 @@ class Session:
     def signal(self, name: str) -> None:
         """Signal the foreground. The shell itself at its prompt gets only INT: there is nothing to end."""
         self.alive()
+        if self.terminal.holding:
+            return
         if self.runner.at_prompt and self.terminal.shell_has_it:
             if name != "INT":
                 return
@@ -1820,6 +1884,11 @@ class Session:
         """Raises Refused `ended` when the shell is gone."""
         if self._exit is not None:
             raise Refused("ended", "the shell is gone")
+
+    def _release_input(self) -> None:
+        if self.terminal.holding and self._exit is None:
+            self.terminal.release()
+            self._watch()
 
     def _expect_output(self) -> None:
         self._urgent_until = time.monotonic() + ECHO_SECONDS
@@ -1839,7 +1908,7 @@ class Session:
         """Read while there is room, write while something waits."""
         if self._exit is not None or self._closed or self.terminal.fd < 0:
             return
-        mask = (select.EPOLLIN if self._room() > 0 else 0) | (select.EPOLLOUT if self.terminal.queued else 0)
+        mask = (select.EPOLLIN if self._room() > 0 else 0) | (select.EPOLLOUT if self.terminal.writable else 0)
         self._loop.watch(self.terminal.fd, mask, self._on_terminal)
 
     def _on_terminal(self, events: int) -> None:
