@@ -66,7 +66,9 @@ def problem_document(error: Exception) -> Problem:
     if code not in PROBLEMS and not isinstance(error, AgentRefused):
         code = "internal"
     told = isinstance(error, TOLD)
-    if not told:
+    if isinstance(error, Unavailable):
+        logger.warning("answered %s: %s", code, error)
+    elif not told:
         logger.error("answered %s", code, exc_info=error)
     return problem(
         code,

@@ -6,7 +6,7 @@ from producers.intake import Call, open_session
 from producers.problems import NotReady
 from producers.publishing import publish
 from producers.reading import Tape
-from producers.waiting import first, within
+from producers.waiting import departure, first, merge, within
 from schemas.documents import Transfer, TransferState, transfer_path
 from schemas.errors import AgentRefused, Unavailable
 from schemas.events import FileRequested, FilesPushed
@@ -27,10 +27,11 @@ async def transfer(call: Call, session: str, event: FileRequested | FilesPushed)
     assert event.transfer_id is not None
     await publish(call, event, session=session, name=f"transfer-{event.transfer_id}")
     changes = call.services.store.watch(transfer_path(session, event.transfer_id))
-    snapshot = await within(call.services.clock, WAIT_SECONDS, first(changes, _is_settled))
-    if snapshot is None:
+    news = first(merge(changes, departure(call.request)), lambda item: _is_settled(item[1]))
+    found = await within(call.services.clock, WAIT_SECONDS, news)
+    if found is None:
         return None
-    settled = Transfer.of(snapshot)
+    settled = Transfer.of(found[1])
     if settled.state is TransferState.FAILED:
         raise AgentRefused(settled.code or "rejected", settled.message or "the sandbox refused it")
     return settled

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Any, TypeVar, cast
 
+from starlette.requests import ClientDisconnect, Request
+
 from schemas.ports import Clock
 
 T = TypeVar("T")
@@ -56,6 +58,14 @@ async def merge(*iterators: AsyncIterator[Any]) -> AsyncGenerator[tuple[int, Any
                     yield number, item
         finally:
             await cancel(*waiting)
+
+
+async def departure(request: Request) -> AsyncGenerator[None, None]:
+    """Never an item: raises ClientDisconnect when the client goes away. The request's body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
+    raise ClientDisconnect
+    yield
 
 
 async def ticks(clock: Clock, seconds: float) -> AsyncGenerator[None, None]:

@@ -12,7 +12,8 @@ from schemas.documents import Cursor, cursor_path, session_path
 from schemas.ids import SessionId
 from schemas.lifecycle import SessionState
 from schemas.limits import MAX_CHUNK_BYTES, MAX_POLL_BYTES
-from tests.producers.world import World
+from tests.producers.world import World, authorization, served
+from tests.waiting import until
 
 
 async def poll(client: httpx.AsyncClient, session: str, **body: Any) -> dict[str, Any]:
@@ -164,6 +165,39 @@ async def test_waiting_ends_in_time(alice: httpx.AsyncClient, world: World, sess
     assert (world.store.listeners, world.clock.sleepers) == (0, 0)
 
 
+async def test_two_waiting_polls_share_one_wait(alice: httpx.AsyncClient, world: World, session: SessionId) -> None:
+    """The poll that another one overtook goes on waiting for what is left of its time, not for the whole again."""
+    await poll(alice, session)
+    polls = [asyncio.create_task(poll(alice, session, wait=25)) for _ in range(2)]
+    await world.clock.slept_on(2)
+    world.clock.advance(20)
+    await world.print(session_path(session), 12, b"x")
+    async with asyncio.timeout(10):
+        await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
+        await world.clock.slept_on()
+        world.clock.advance(5)
+        assert sorted([(await task)["output"] for task in polls]) == ["", "x"]
+
+
+@pytest.mark.parametrize("function", ["get-output", "read-file"])
+async def test_nothing_waits_for_a_client_that_went_away(world: World, session: SessionId, function: str) -> None:
+    """Closing a tab ends its long poll and its read, and with them what they listen to."""
+    request = {
+        "get-output": ("POST", "/terminal-get-output", {"sessionId": session, "cursor": 12, "wait": 25}),
+        "read-file": ("GET", f"/terminal-read-file/{session}?path=a.py", None),
+    }
+    method, path, body = request[function]
+    async with served(world.app) as address, httpx.AsyncClient(trust_env=False, headers=authorization()) as client:
+        waiting = asyncio.create_task(client.request(method, address + path, json=body))
+        await world.clock.slept_on()
+        waiting.cancel()
+
+        async def look() -> bool:
+            return world.store.listeners == world.clock.sleepers == 0
+
+        await until(look, "nobody listens")
+
+
 async def test_many_small_chunks_are_not_one_query_each(alice: httpx.AsyncClient, world: World) -> None:
     """A person typing makes thousands of them; a page of text must not cost a thousand reads' time."""
     name = await world.session()
@@ -172,6 +206,13 @@ async def test_many_small_chunks_are_not_one_query_each(alice: httpx.AsyncClient
     world.store.queries = 0
     assert (await poll(alice, name, cursor=0))["output"] == "x" * 200
     assert world.store.queries < 12
+
+
+async def test_a_wait_without_end_is_refused(alice: httpx.AsyncClient, session: SessionId) -> None:
+    """1e400 is a number in JSON and infinity in Python."""
+    content = b'{"sessionId": "%b", "cursor": 12, "wait": 1e400}' % session.encode()
+    headers = {"content-type": "application/json"}
+    assert (await alice.post("/terminal-get-output", content=content, headers=headers)).status_code == 400
 
 
 @pytest.mark.parametrize(
