@@ -1,0 +1,133 @@
+"""`python -m bench`: every figure in one run, side by side. See bench/README.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from bench import commands, flood, floors, keystrokes, peers, pigeon, replay, starts
+from bench.report import Figure, table
+from bench.terminals import Terminal, calm
+from infra.local.sandbox_python import ensure_python
+
+
+@dataclass
+class Bench:
+    """What the parts share, each piece made when a part first asks for it."""
+
+    folder: Path
+    quick: bool
+    held: ExitStack = field(default_factory=ExitStack)
+
+    @cached_property
+    def python(self) -> Path:
+        """The Python of all sandboxes."""
+        return ensure_python(self.folder)
+
+    @cached_property
+    def stack(self) -> pigeon.Stack:
+        """The stack that most parts use, with a warm sandbox."""
+        return self.held.enter_context(pigeon.stack(self.folder / "warm", self.python, pool_size=1))
+
+    @cached_property
+    def cold(self) -> pigeon.Stack:
+        """A stack without a pool."""
+        return self.held.enter_context(pigeon.stack(self.folder / "cold", self.python, pool_size=0))
+
+    @cached_property
+    def terminals(self) -> Sequence[Terminal]:
+        """Ours, its agent alone, and the peers, each at its prompt."""
+        session = pigeon.Session(self.stack)
+        session.start()
+        self.held.callback(session.close)
+        calm(session)
+        found = [
+            session,
+            self.held.enter_context(floors.agent(self.folder, self.python)),
+            self.held.enter_context(peers.terminado("terminado")),
+            self.held.enter_context(peers.terminado("terminado, nodelay", "nodelay")),
+            self.held.enter_context(peers.ttyd()),
+        ]
+        return [terminal for terminal in found if terminal is not None]
+
+    def scaled(self, count: int) -> int:
+        """How often to measure: a tenth for a quick look."""
+        return max(3, count // 10) if self.quick else count
+
+
+def _floors(bench: Bench) -> Iterator[Figure]:
+    return floors.measure(bench.stack, bench.folder / "floors", count=bench.scaled(1000))
+
+
+def _echo(bench: Bench) -> Iterator[Figure]:
+    return keystrokes.measure(bench.terminals, count=bench.scaled(1000))
+
+
+def _commands(bench: Bench) -> Iterator[Figure]:
+    return commands.measure(bench.terminals, count=bench.scaled(500))
+
+
+def _flood(bench: Bench) -> Iterator[Figure]:
+    last = 500_000 if bench.quick else 5_000_000
+    return flood.measure(bench.terminals, last=last, rounds=1 if bench.quick else 3)
+
+
+def _starts(bench: Bench) -> Iterator[Figure]:
+    return starts.measure(bench.stack, bench.cold, count=bench.scaled(50))
+
+
+def _memory(bench: Bench) -> Iterator[Figure]:
+    return starts.measure_memory(bench.stack, count=bench.scaled(10))
+
+
+def _replay(bench: Bench) -> Iterator[Figure]:
+    return replay.measure(bench.stack, count=bench.scaled(50))
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
+    "echo": _echo,
+    "commands": _commands,
+    "flood": _flood,
+    "starts": _starts,
+    "memory": _memory,
+    "replay": _replay,
+    "floors": _floors,
+}
+
+
+def main() -> None:
+    """Measure what was asked for and print the table."""
+    options = _options()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pigeon-bench-") as folder, ExitStack() as held:
+        bench = Bench(Path(folder), options.quick, held)
+        figures: list[Figure] = []
+        for name in options.only or PARTS:
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            figures += PARTS[name](bench)
+    print(table(figures))
+    load = os.getloadavg()[0]
+    print(f"\n{os.cpu_count()} cores, load {load:.1f} at the end, {time.monotonic() - began:.0f} s in all")
+    if options.json:
+        options.json.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure pigeon beside its peers.")
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part; may be repeated (default: all)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the repetitions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What processes cost, as /proc says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from infra.local.sandbox_process import descendants
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def family(roots: Iterable[int]) -> list[int]:
+    """These processes and all below them, each once."""
+    return list(dict.fromkeys(each for root in roots for each in (root, *descendants(root))))
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """What these processes, and children of theirs that have ended, have used so far."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15]))
+    return total / TICKS
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Their proportional set size: a page shared by three counts a third for each."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def program(pid: int) -> str:
+    """The name of a process's program, "" once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
