@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from infra.local import bubblewrap, cgroups, seccomp
-from infra.local.sandbox_python import compiled, prefixes
+from infra.local.sandbox_python import compiled, prefixes, programs
 from infra.local.sandbox_record import Meta
 from schemas.errors import SandboxFailed
 from schemas.limits import MIB
@@ -47,7 +47,8 @@ def launch(
         "file_bytes": spec.file_bytes,
         **(_jailed if meta.sandboxed else _bare)(directory, listen, spec, python, network, limited),
     }
-    launcher = compiled(LAUNCHER, str(LAUNCHER), interpreter=Path(sys.executable), directory=python.parent.parent)
+    kept = programs(python, directory.parents[1])
+    launcher = compiled(LAUNCHER, str(LAUNCHER), interpreter=Path(sys.executable), directory=kept)
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(launcher)],
         input=marshal.dumps(plan),
@@ -61,10 +62,6 @@ def launch(
         failure = directory / "failure"
         said = failure.read_text() if failure.exists() else done.stderr.decode(errors="replace").strip()
         raise SandboxFailed(f"sandbox {meta.name} could not be started: {said or f'code {done.returncode}'}")
-
-
-def _compiled(program: Path, name: str, python: Path) -> Path:
-    return compiled(program, name, interpreter=python, directory=python.parent.parent)
 
 
 def _make_cgroups(meta: Meta, spec: SandboxSpec) -> bool:
@@ -92,7 +89,7 @@ def _jailed(
     bwrap = bubblewrap.find_bwrap()
     jail = bubblewrap.Jail(
         prefixes=prefixes(python),
-        agent=_compiled(AGENT, bubblewrap.AGENT, python),
+        agent=compiled(AGENT, bubblewrap.AGENT, interpreter=python, directory=programs(python, directory.parents[1])),
         workspace_bytes=spec.workspace_bytes,
         run_bytes=RUN_BYTES,
         seccomp=seccomp.program(count_memory=not limited),
@@ -111,11 +108,13 @@ def _jailed(
 
 def _bare(directory: Path, listen: int, spec: SandboxSpec, python: Path, network: str, limited: bool) -> dict[str, Any]:
     workspace, run = str(directory / "workspace"), str(directory / "run")
-    os.makedirs(run, exist_ok=True)
+    for path in (workspace, run):
+        os.mkdir(path)
+    agent = compiled(AGENT, str(AGENT), interpreter=python, directory=programs(python, directory.parents[1]))
     return {
         "bwrap": None,
         "workspace": workspace,
-        "command": _command(python, str(_compiled(AGENT, str(AGENT), python)), listen, workspace, run, spec, limited),
+        "command": _command(python, str(agent), listen, workspace, run, spec, limited),
         "environment": _environment(python, workspace, run),
     }
 

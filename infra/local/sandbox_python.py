@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -34,13 +35,14 @@ def ensure_python(state: Path) -> Path:
     return directory / "bin" / "python3"
 
 
+@functools.cache
 def prefixes(python: Path) -> list[str]:
-    """The directories that must be there, at these paths, for this environment's interpreter to run."""
-    home = [str(python.parent.parent), sys.base_prefix]
+    """The directories that must be there, at these paths, for this interpreter to run. Raises SandboxFailed."""
+    home = json.loads(_run(python, "import json, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"))
     real = os.path.realpath(python)
     if not any(real.startswith(os.path.realpath(prefix) + "/") for prefix in home):
         home.append(str(Path(real).parent.parent))
-    return home
+    return list(dict.fromkeys(home))
 
 
 def compiled(program: Path, name: str, *, interpreter: Path, directory: Path) -> Path:
@@ -48,14 +50,27 @@ def compiled(program: Path, name: str, *, interpreter: Path, directory: Path) ->
 
     It is kept in `directory`, one for each content; tracebacks show `name`. Raises SandboxFailed.
     """
-    digest = hashlib.sha256(name.encode() + program.read_bytes()).hexdigest()[:16]
-    code = directory / f"{program.stem}-{digest}.pyc"
+    digest = hashlib.sha256(b"\0".join([bytes(interpreter), name.encode(), program.read_bytes()])).hexdigest()
+    code = directory / f"{program.stem}-{digest[:16]}.pyc"
     if not code.exists():
-        script = f"import py_compile; py_compile.compile({str(program)!r}, {str(code)!r}, {name!r}, doraise=True)"
-        done = subprocess.run([str(interpreter), "-I", "-S", "-c", script], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SandboxFailed(f"{program.name} does not compile for {interpreter}: {done.stderr.strip()}")
+        directory.mkdir(parents=True, exist_ok=True)
+        _run(interpreter, f"import py_compile; py_compile.compile({str(program)!r}, {str(code)!r}, {name!r}, True)")
     return code
+
+
+def programs(python: Path, state: Path) -> Path:
+    """Where compiled programs are kept: with the environment if we made it, else with our own state."""
+    environment = python.parent.parent
+    return environment if (environment / MARKER).exists() else state / "programs"
+
+
+def _run(python: Path, script: str) -> str:
+    try:
+        done = subprocess.run([str(python), "-I", "-c", script], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        raise SandboxFailed(f"the sandboxes' Python does not work: {python}: {said.strip()}") from error
+    return done.stdout
 
 
 def _make(directory: Path) -> None:

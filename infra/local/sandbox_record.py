@@ -1,4 +1,4 @@
-"""One sandbox of this machine, as a directory that any process of the same user can read and act on.
+"""One sandbox of this machine, as a directory NAME@UID that any process of the same user can read and act on.
 
 | file | written by | what |
 | --- | --- | --- |
@@ -32,6 +32,7 @@ from infra.local.sandbox_process import Process, boot_id, descendants
 from schemas.errors import Unavailable
 from schemas.ports import Phase, Sandbox
 
+OF = "@"  # between name and uid: an incarnation is never mistaken for another one of its name
 KILL_SECONDS = 10.0  # a killed process that is not gone by then hangs in the kernel
 MONITOR_SECONDS = 0.5  # the monitor writes the exit code within milliseconds
 LOG_TAIL = 500  # characters of the log in a reason
@@ -56,6 +57,7 @@ class Record:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.name = directory.name.partition(OF)[0]
 
     def meta(self) -> Meta | None:
         """None where there is no such sandbox (any more)."""
@@ -66,8 +68,16 @@ class Record:
         """Replace the description, whole or not at all."""
         self.write("meta.json", json.dumps(asdict(meta)))
 
-    def sandbox(self, meta: Meta) -> Sandbox:
-        """The sandbox as it is now. One whose lifetime is over is ended by looking at it."""
+    def look(self) -> Sandbox | None:
+        """The sandbox as it is now, None where there is none. One whose lifetime is over is ended by looking at it."""
+        meta = self.meta()
+        if meta is None:
+            return None
+        sandbox = self._look(meta)
+        # what was read while the directory was being removed says nothing
+        return sandbox if sandbox.phase is not Phase.ENDED or self.directory.exists() else None
+
+    def _look(self, meta: Meta) -> Sandbox:
         created_at = datetime.fromisoformat(meta.created_at)
         sandbox = Sandbox(meta.name, meta.uid, meta.session, Phase.RUNNING, created_at)
         init = self.process("init")

@@ -21,7 +21,7 @@ from typing import Literal, ParamSpec, TypeVar
 from infra.local import cgroups
 from infra.local.sandbox_plan import launch
 from infra.local.sandbox_python import ensure_python
-from infra.local.sandbox_record import Meta, Record
+from infra.local.sandbox_record import OF, Meta, Record
 from infra.local.sandbox_stream import UnixStream, dial, listen
 from schemas.errors import AgentUnreachable, Conflict, NoCapacity, SandboxFailed, SandboxGone, Unavailable
 from schemas.ids import new_id
@@ -86,7 +86,7 @@ class LocalSandboxes(Sandboxes):
         """See the port. It is running once its agent has said its first word."""
         while True:
             sandbox = await self._living(name, uid)
-            stream = await self._dial(name)
+            stream = await self._dial(name, uid)
             if stream:
                 try:
                     if await stream.read(1):
@@ -97,20 +97,20 @@ class LocalSandboxes(Sandboxes):
 
     async def gone(self, name: str, uid: str) -> Sandbox:
         """See the port. One that is not there any more is returned as ended, too."""
-        record = self._record(name)
+        record = self._record(name, uid)
         while True:
-            sandbox = await self.get(name)
-            if sandbox is None or sandbox.uid != uid:
+            sandbox = await _blocking(record.look)
+            if sandbox is None:
                 return Sandbox(name, uid, None, Phase.ENDED, datetime.now(UTC), "it was deleted")
             if sandbox.phase is Phase.ENDED:
                 return sandbox
             await _blocking(record.await_launch)
-            await self._until_ended(record, sandbox)
+            await _until_ended(record, sandbox)
 
     async def connect(self, name: str, uid: str) -> ByteStream:
         """See the port."""
         await self._living(name, uid)
-        stream = await self._dial(name)
+        stream = await self._dial(name, uid)
         if stream is None:
             await self._living(name, uid)
             raise AgentUnreachable(f"the agent of sandbox {name} does not listen")
@@ -118,36 +118,17 @@ class LocalSandboxes(Sandboxes):
 
     async def _living(self, name: str, uid: str) -> Sandbox:
         """The sandbox if it has not ended. Raises SandboxGone or SandboxFailed."""
-        sandbox = await self.get(name)
-        if sandbox is None or sandbox.uid != uid:
+        record = self._record(name, uid)
+        sandbox = await _blocking(record.look)
+        if sandbox is None:
             raise SandboxGone(f"sandbox {name} is not there any more")
         if sandbox.phase is Phase.ENDED:
-            failed = await _blocking(self._record(name).failed)
+            failed = await _blocking(record.failed)
             raise (SandboxFailed if failed else SandboxGone)(f"sandbox {name} has ended: {sandbox.reason}")
         return sandbox
 
-    async def _dial(self, name: str) -> UnixStream | None:
-        return await dial(self._record(name).directory / "agent.sock")
-
-    async def _until_ended(self, record: Record, sandbox: Sandbox) -> None:
-        """Return when its first process has ended or its lifetime is over."""
-        process = record.process("init")
-        descriptor = process.open() if process else None
-        meta = record.meta()
-        if descriptor is None or meta is None:
-            await asyncio.sleep(RETRY_SECONDS)  # something is being written right now
-            return
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(descriptor, ended.set)
-        left = sandbox.created_at + timedelta(seconds=meta.lifetime_seconds) - datetime.now(UTC)
-        try:
-            async with asyncio.timeout(left.total_seconds()):
-                await ended.wait()
-        except TimeoutError:
-            return  # the next look at it ends it
-        finally:
-            asyncio.get_running_loop().remove_reader(descriptor)
-            os.close(descriptor)
+    async def _dial(self, name: str, uid: str) -> UnixStream | None:
+        return await dial(self._record(name, uid).directory / "agent.sock")
 
     def _create(self, spec: SandboxSpec) -> Sandbox:
         if not NAME.fullmatch(spec.name):
@@ -162,14 +143,14 @@ class LocalSandboxes(Sandboxes):
                     raise SandboxFailed(f"a sandbox of another session is called {spec.name}")
                 self._admit(spec)
                 meta = self._describe(spec)
-                listen, lock = self._prepare(meta, held)
-            record = self._record(spec.name)
+                record = self._record(meta.name, meta.uid)
+                listen, lock = self._prepare(record, meta, held)
             try:
                 launch(record.directory, listen, lock, meta, spec, python=python, network=self._network)
             except BaseException:
-                self._remove(meta)
+                self._remove(record, meta)
                 raise
-        return record.sandbox(meta)
+        return record.look() or Sandbox(meta.name, meta.uid, meta.session, Phase.ENDED, datetime.now(UTC), "deleted")
 
     def _admit(self, spec: SandboxSpec) -> None:
         taken = sum(each.session is not None and each.phase is not Phase.ENDED for each in self._all())
@@ -195,66 +176,59 @@ class LocalSandboxes(Sandboxes):
         start = int(uid, 16) % len(HOST_UIDS)
         return next(one for step in range(len(HOST_UIDS)) if (one := HOST_UIDS[start - step]) not in taken)
 
-    def _prepare(self, meta: Meta, held: contextlib.ExitStack) -> tuple[int, int]:
+    def _prepare(self, record: Record, meta: Meta, held: contextlib.ExitStack) -> tuple[int, int]:
         """Make the directory, whole or not at all; returns the listening socket and the held launch lock."""
         new = Record(self._root / f".{meta.uid}")
         new.directory.mkdir(mode=0o700)
         new.write_meta(meta)
-        if meta.sandboxed is False:
-            (new.directory / "workspace").mkdir()
         listener = held.enter_context(listen(new.directory / "agent.sock"))
         lock = held.enter_context((new.directory / "launching").open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        new.directory.rename(self._root / meta.name)
+        new.directory.rename(record.directory)
         return listener.fileno(), lock.fileno()
 
     def _claim(self, name: str, uid: str, session: str) -> Sandbox:
+        record = self._record(name, uid)
         with self._locked():
-            record = self._record(name)
-            meta = record.meta()
-            if meta is None or meta.uid != uid:
+            meta, sandbox = record.meta(), record.look()
+            if meta is None or sandbox is None:
                 raise SandboxGone(f"sandbox {name} is not there any more")
             if meta.session not in (None, session):
                 raise Conflict(f"sandbox {name} belongs to another session")
-            sandbox = record.sandbox(meta)
             if sandbox.phase is Phase.ENDED:
                 raise SandboxGone(f"sandbox {name} has ended: {sandbox.reason}")
             record.write_meta(replace(meta, session=session))
             return replace(sandbox, session=session)
 
     def _get(self, name: str) -> Sandbox | None:
-        record = self._record(name)
-        meta = record.meta() if NAME.fullmatch(name) else None
-        return record.sandbox(meta) if meta else None
+        found = (record.look() for record in self._records() if record.name == name)
+        return next(filter(None, found), None)
 
     def _all(self) -> Sequence[Sandbox]:
-        return [record.sandbox(meta) for record in self._records() if (meta := record.meta())]
+        return [sandbox for record in self._records() if (sandbox := record.look())]
 
     def _delete(self, name: str, uid: str) -> None:
-        record = self._record(name)
-        meta = record.meta() if NAME.fullmatch(name) else None
-        if meta and meta.uid == uid:
+        record = self._record(name, uid)
+        if meta := record.meta():
             record.end(meta, "it was deleted")
-            self._remove(meta)
+            self._remove(record, meta)
 
-    def _remove(self, meta: Meta) -> None:
+    def _remove(self, record: Record, meta: Meta) -> None:
         """Remove what is left of a sandbox in which nothing runs any more."""
         cgroups.remove(meta.cgroups)
-        record, left = self._record(meta.name), self._root / f".{meta.uid}"
-        with self._locked():
-            found = record.meta()
-            if found and found.uid == meta.uid:
-                record.directory.rename(left)
+        left = self._root / f".{meta.uid}"
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            record.directory.rename(left)
         shutil.rmtree(left, ignore_errors=True)
 
-    def _record(self, name: str) -> Record:
-        return Record(self._root / name)
+    def _record(self, name: str, uid: str) -> Record:
+        return Record(self._root / f"{name}{OF}{uid}")
 
     def _records(self) -> Iterator[Record]:
         with contextlib.suppress(FileNotFoundError):
             for entry in sorted(os.listdir(self._root)):
-                if NAME.fullmatch(entry):
-                    yield self._record(entry)
+                if OF in entry:
+                    yield Record(self._root / entry)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -263,6 +237,27 @@ class LocalSandboxes(Sandboxes):
         with (self._root / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+async def _until_ended(record: Record, sandbox: Sandbox) -> None:
+    """Return when its first process has ended or its lifetime is over."""
+    process = record.process("init")
+    descriptor = process.open() if process else None
+    meta = record.meta()
+    if descriptor is None or meta is None:
+        await asyncio.sleep(RETRY_SECONDS)  # something is being written right now
+        return
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    left = sandbox.created_at + timedelta(seconds=meta.lifetime_seconds) - datetime.now(UTC)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        async with asyncio.timeout(left.total_seconds()):
+            await ended.wait()
+    except TimeoutError:
+        return  # the next look at it ends it
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 async def _blocking(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
