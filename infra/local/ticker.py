@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from infra.local.store import LocalStore
 from schemas.envelope import encode, wrap
 from schemas.errors import PigeonError
 from schemas.events import ClockTicked
@@ -11,16 +12,24 @@ from schemas.ports import Bus, Clock
 from schemas.topics import SCHEDULER_TICKS
 
 SOURCE = "/pigeon/ticker"
+PRUNE_LIMIT = 1_000  # documents a tick
 
 logger = logging.getLogger(__name__)
 
 
-async def tick(bus: Bus, clock: Clock, seconds: float) -> None:
-    """Publish clock.ticked at once and then every so many seconds, until cancelled. A tick that fails is skipped."""
+async def tick(bus: Bus, store: LocalStore, clock: Clock, seconds: float) -> None:
+    """Publish clock.ticked and remove expired documents, at once and then every so many seconds, until cancelled.
+
+    What fails is left to the next tick.
+    """
     while True:
         now = clock.now()
         try:
             await bus.publish(SCHEDULER_TICKS, encode(wrap(ClockTicked(at=now), subject="", source=SOURCE, time=now)))
         except PigeonError as error:
             logger.warning("a tick was not published: %s", error)
+        try:
+            await store.prune(now, PRUNE_LIMIT)
+        except PigeonError as error:
+            logger.warning("expired documents were not removed: %s", error)
         await clock.sleep(seconds)
