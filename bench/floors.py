@@ -28,7 +28,7 @@ from bench.report import AGENT, OURS, Figure, latencies, median
 from bench.sockets import PATIENCE, READ_BYTES, Closed
 from bench.terminals import Terminal, calm
 from infra.local.database import Database
-from infra.local.sandbox_record import Record
+from infra.local.sandbox_record import OF, Record
 from infra.local.sandboxes import LocalSandboxes
 from infra.local.store import LocalStore
 from schemas.documents import INDEXES, Chunk, chunk_path
@@ -148,7 +148,7 @@ def agent(folder: Path, python: Path) -> Iterator[Terminal]:
     )
     sandbox = asyncio.run(sandboxes.create(spec))
     try:
-        terminal = AgentTerminal(Record(folder / "sandboxes" / spec.name))
+        terminal = AgentTerminal(Record(folder / "sandboxes" / f"{sandbox.name}{OF}{sandbox.uid}"))
         calm(terminal)
         yield terminal
         terminal.close()

@@ -69,8 +69,8 @@ class Stack:
 
     @staticmethod
     def _is_warm(record: Record) -> bool:
-        meta = record.meta()
-        return meta is not None and meta.session is None and record.sandbox(meta).phase is Phase.RUNNING
+        sandbox = record.look()
+        return sandbox is not None and sandbox.session is None and sandbox.phase is Phase.RUNNING
 
 
 @contextmanager
