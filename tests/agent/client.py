@@ -230,13 +230,22 @@ class Control:
 class AgentProcess:
     """An agent that serves a socket in `directory`, as a process of its own."""
 
-    def __init__(self, directory: Path, *arguments: str, python: str = sys.executable, script: Path = AGENT) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *arguments: str,
+        python: str = sys.executable,
+        script: Path = AGENT,
+        user: int | None = None,
+    ) -> None:
         self.directory = directory
         self.workspace = directory / "w"
         self.run_dir = directory / "r"
         self.socket = directory / "s"
         for path in (self.workspace, self.run_dir):
             path.mkdir(exist_ok=True)
+            if user is not None:
+                os.chown(path, user, user)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.socket))
         self._listener.listen(128)
@@ -244,15 +253,14 @@ class AgentProcess:
         paths = ["--workspace", str(self.workspace), "--run-dir", str(self.run_dir)]
         command = [python, "-I", "-S", str(script), "serve", "--listen-fd", str(fd), *paths, *arguments]
         env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
-        self.process = subprocess.Popen(command, pass_fds=(fd,), env=env)
+        self.process = subprocess.Popen(command, pass_fds=(fd,), env=env, user=user, group=user)
         self._listener.close()
         self._connections: list[Connection] = []
 
     def connect(self) -> Connection:
         """A new connection."""
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(PATIENCE)
-        sock.connect(str(self.socket))
+        sock.connect(str(self.socket))  # blocking: with a time-out a full backlog is an error
         connection = Connection(sock)
         self._connections.append(connection)
         return connection
