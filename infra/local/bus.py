@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -68,8 +68,7 @@ class LocalBus:
                 yield subscriber
             finally:
                 extending.cancel()
-                with suppress(asyncio.CancelledError):
-                    await extending
+                await asyncio.wait([extending])
                 await subscriber.leave()
 
     def now(self) -> int:

@@ -51,6 +51,7 @@ class Database:
         self._lock_timeout = lock_timeout
         self._opened = False
         self._threads: list[Worker] = []
+        self._bells = Bells()
 
     @property
     def closed(self) -> bool:
@@ -61,7 +62,6 @@ class Database:
         """Create what is missing and start the threads. Raises UnknownSchema or StoreUnavailable."""
         with translated(StoreUnavailable):
             await asyncio.to_thread(prepare, self._path, self._lock_timeout)
-            self._bells = Bells()
             self._doorbell = Doorbell(self._path.with_name(self._path.name + "-bells"), self._bells)
             self._doorbell.open()
         self._writer = Writer(self._path, self._lock_timeout, self._doorbell, self._bells)

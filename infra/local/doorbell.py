@@ -154,14 +154,14 @@ class Doorbell:
         self._remove(self._name)
         self._close_sockets()
 
-    def announce(self, rings: Rings) -> None:
-        """Tell every other process of a commit. Never raises and never blocks."""
+    def announce(self, rings: Rings) -> bool:
+        """Tell every other process of a commit; returns as `flush` does. Never raises and never blocks."""
         datagram = rings.encode()
         with suppress(OSError):
             self._list_peers()
         for peer in self._peers:
             self._owed.setdefault(peer, deque(maxlen=MAX_OWED)).append(datagram)
-        self.flush()
+        return self.flush()
 
     def flush(self) -> bool:
         """Send what is owed; whether something still is, because a peer's queue is full."""

@@ -62,7 +62,8 @@ def plan(indexes: Indexes, query: Query) -> Plan:
         raise ValueError("`after` goes with the order by id")
     equal = {where.field: where.value for where in query.where if where.op == "=="}
     ranges = [where for where in query.where if where.op != "=="]
-    if len(equal) + len(ranges) < len(query.where) or any(where.field != query.order_by for where in ranges):
+    ranged = {where.field for where in ranges}
+    if len(equal) + len(ranges) < len(query.where) or not ranged <= {query.order_by} - set(equal):
         raise ValueError("a query takes one equality a field, and ranges on the field of its order")
     if not query.where and query.order_by is None:
         return _plan_by_id(query)

@@ -142,8 +142,7 @@ class Writer(Worker):
         rings = _merge([outcome.write for outcome in outcomes if outcome.write is not None])
         self._loop.call_soon_threadsafe(self._deliver, outcomes, rings)
         if rings is not None:
-            self._doorbell.announce(rings)
-            self._owes = self._doorbell.flush()
+            self._owes = self._doorbell.announce(rings)
 
     def _deliver(self, outcomes: list[Outcome], rings: Rings | None) -> None:
         for outcome in outcomes:

@@ -390,6 +390,10 @@ class StoreContract:
             Query("sessions", (Where("userId", "==", "u"),), "deadline"),
             Query("sessions", (Where("deadline", "<=", 1),), "createdAt"),
             Query("sessions", (Where("deadline", "<=", 1),)),
+            Query("sessions", (Where("deadline", "==", 1), Where("deadline", "<=", 1)), "deadline"),
+            Query("sessions", (Where("deadline", "==", 1), Where("deadline", "==", 2)), "deadline"),
+            Query("sessions", order_by="deadline", after="s1"),
+            Query("sessions", limit=0),
             Query("sessions/s1", order_by="deadline"),
         ],
     )

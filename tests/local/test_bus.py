@@ -315,6 +315,14 @@ async def test_pulling_needs_a_subscription(bus: LocalBus) -> None:
             pass
 
 
+async def test_a_bus_that_was_never_opened_is_unavailable(tmp_path: Path, clock: HandClock) -> None:
+    """An error that names itself, not a hang."""
+    bus = LocalBus(Database(tmp_path / "never.db"), topics=["topic"], subscriptions=[READER], clock=clock)
+    async with bus.pull(READER) as deliveries:
+        with pytest.raises(BusUnavailable, match="closed"):
+            await anext(deliveries)
+
+
 def test_a_subscription_needs_a_topic(database: Database, clock: HandClock) -> None:
     """A wrong configuration shows at the start."""
     with pytest.raises(ValueError, match="which is no topic"):
