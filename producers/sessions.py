@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
@@ -40,7 +39,7 @@ async def create_session(call: Call) -> Response:
         if found is not None:
             return _created(found.id, Session.of(found))
     name = session_id(UserId(call.principal.user), request_id(call, body.request_id))
-    session = await _record(call, name, _requested(body, call.principal.user, call.services.clock.now(), call))
+    session = await _record(call, name, _requested(call, body))
     if session.state is SessionState.REQUESTED:
         await _ask_for(call, name, session)
     return _created(name, session)
@@ -58,11 +57,11 @@ async def _newest_open(call: Call) -> Snapshot | None:
     return next((snapshot for snapshot in live if Session.of(snapshot).state in TAKES_INPUT), None)
 
 
-def _requested(body: CreateSessionRequest, user: str, now: datetime, call: Call) -> Session:
-    limits: Limits = call.services.limits
+def _requested(call: Call, body: CreateSessionRequest) -> Session:
+    now, limits = call.services.clock.now(), call.services.limits
     expires_at = now + limits.session_lifetime
     return Session(
-        user_id=user,
+        user_id=call.principal.user,
         state=SessionState.REQUESTED,
         live=True,
         image=body.image,

@@ -1,5 +1,7 @@
-"""Bodies of the HTTP functions, in camelCase. Field names that an existing frontend fixed are marked so in
-docs/decisions; `userId` and `podName` of a request are never read: whoever calls is who the token says."""
+"""Bodies of the HTTP functions, in camelCase, as an existing frontend sends and reads them.
+
+`userId` and `podName` of a request are never read: whoever calls is who the token says.
+"""
 
 from __future__ import annotations
 

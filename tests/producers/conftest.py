@@ -55,3 +55,10 @@ async def bob(world: World) -> AsyncIterator[httpx.AsyncClient]:
     """Another caller."""
     async with world.client("bob") as client:
         yield client
+
+
+@pytest.fixture
+async def anyone(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """Somebody without a token."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(world.app), base_url="http://functions") as client:
+        yield client

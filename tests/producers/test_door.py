@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,60 +14,11 @@ from producers.identity import sign_local_token
 from producers.routes import WORK, routes
 from schemas.documents import ROLLOUT_PATH, Rollout
 from schemas.functions import FUNCTIONS, Function
-from schemas.http import PROBLEMS, Problem
 from schemas.ids import SessionId
 from schemas.lifecycle import ENDED, SessionState
-from schemas.limits import MAX_BODY_BYTES, MAX_TOKEN_BYTES
-from tests.producers.world import ORIGIN, SECRET, World, authorization, served
-
-BODIES: dict[str, dict[str, Any]] = {
-    "terminal-execute-command": {"command": "ls"},
-    "terminal-get-output": {"cursor": 0},
-    "terminal-send-input": {"text": "x"},
-    "terminal-resize": {"rows": 24, "cols": 80},
-    "terminal-signal": {"signal": "INT"},
-    "terminal-sync-files": {"fileStructure": [{"path": "a.py", "type": "file", "content": "1"}]},
-}
-QUERIES = {"terminal-read-file": {"path": "a.py"}}
-ALL = [pytest.param(function, id=function.name) for function in FUNCTIONS.values()]
-WITH_BODY = [pytest.param(function, id=function.name) for function in FUNCTIONS.values() if function.request]
-OF_A_SESSION = [
-    pytest.param(function, id=function.name)
-    for function in FUNCTIONS.values()
-    if function.by_session or function.name in BODIES
-]
-ACTING = [
-    pytest.param(FUNCTIONS[name], id=name)
-    for name in (*(name for name in BODIES if name != "terminal-get-output"), "terminal-list-files", *QUERIES)
-]
-
-
-async def call(
-    client: httpx.AsyncClient, function: Function, session: str = "s" + "a" * 25, **arguments: Any
-) -> httpx.Response:
-    """Call a function properly, but for what `arguments` say."""
-    path = f"/{function.name}/{session}" if function.by_session else f"/{function.name}"
-    if function.request is not None and not {"content", "json"} & arguments.keys():
-        arguments["json"] = {"sessionId": session, **BODIES.get(function.name, {})}
-    arguments.setdefault("params", QUERIES.get(function.name))
-    return await client.request(arguments.pop("method", function.method), path, **arguments)
-
-
-def check(response: httpx.Response, status: int, code: str) -> Problem:
-    """Assert that this is the problem document of that code."""
-    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
-    problem = Problem.model_validate_json(response.content)
-    assert (problem.status, problem.code, problem.type) == (status, code, f"urn:problem-type:pigeon:{code}")
-    assert problem.title == PROBLEMS[code][1]
-    assert response.headers["cache-control"] == "no-store"
-    return problem
-
-
-@pytest.fixture
-async def anyone(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    """Somebody without a token."""
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(world.app), base_url="http://functions") as client:
-        yield client
+from schemas.limits import MAX_TOKEN_BYTES
+from tests.producers.calls import ACTING, ALL, BODIES, OF_A_SESSION, call, check
+from tests.producers.world import SECRET, World, authorization
 
 
 def test_every_declared_function_is_there(world: World) -> None:
@@ -146,168 +95,6 @@ async def test_an_ended_session_takes_nothing_more(
     name = await world.session(state)
     check(await call(alice, function, name), 409, "session_ended")
     assert world.events == []
-
-
-WRONG_BODIES = [
-    b"",
-    b"{",
-    b"[]",
-    b"null",
-    b'"x"',
-    b"{} {}",
-    b'{"a": 1, "a": 2}',
-    b'{"x": {"a": 1, "a": 2}}',
-    b'{"x": NaN}',
-    b'{"x": -Infinity}',
-    b'{"x": "\xff"}',
-    b'\xef\xbb\xbf{"x": 1}',
-    b'{"x": "\\ud800"}',
-    b'{"\\uDC00": 1}',
-    b"[" * 100_000,
-    b'{"x": ' + b"9" * 5000 + b"}",
-    b"sessionId=x",
-]
-
-
-@pytest.mark.parametrize("function", WITH_BODY)
-@pytest.mark.parametrize("body", WRONG_BODIES, ids=lambda body: repr(body[:24]))
-async def test_a_body_that_is_no_strict_json_object_is_refused(
-    alice: httpx.AsyncClient, world: World, function: Function, body: bytes
-) -> None:
-    """Two readers of sloppy JSON may read two things."""
-    headers = {"content-type": "application/json"}
-    check(await call(alice, function, content=body, headers=headers), 400, "malformed")
-    assert world.events == []
-
-
-@pytest.mark.parametrize("function", WITH_BODY)
-@pytest.mark.parametrize(
-    "content_type", ["", "text/plain", "application/json; charset=latin-1", "application/json2", "multipart/form-data"]
-)
-async def test_a_body_of_another_type_is_refused(
-    alice: httpx.AsyncClient, world: World, function: Function, content_type: str
-) -> None:
-    """A plain form of a foreign page can send text/plain without a preflight; it gets nowhere."""
-    headers = {"content-type": content_type} if content_type else {}
-    check(await call(alice, function, content=b"{}", headers=headers), 415, "unsupported_media_type")
-    assert world.events == []
-
-
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'])
-async def test_json_in_utf_8_is_taken_however_it_is_spelt(alice: httpx.AsyncClient, content_type: str) -> None:
-    """Media types have no case."""
-    headers = {"content-type": content_type}
-    assert (await alice.post("/terminal-create-session", content=b"{}", headers=headers)).status_code == 202
-
-
-@pytest.mark.parametrize("function", WITH_BODY)
-async def test_fields_of_wrong_types_are_named(alice: httpx.AsyncClient, world: World, function: Function) -> None:
-    """No coercion: "24" is no number and 1 is no flag."""
-    wrong = {
-        "sessionId": 7,
-        "reconnect": "true",
-        "rows": "24",
-        "cols": 1.5,
-        "command": ["ls"],
-        "fileStructure": {},
-        "signal": "HUP",
-        "text": 5,
-        "requestId": "a b",
-    }
-    problem = check(await call(alice, function, json=wrong), 400, "malformed")
-    assert problem.errors
-    assert world.events == []
-
-
-@pytest.mark.parametrize("function", WITH_BODY)
-async def test_a_huge_body_is_refused_before_it_is_read(
-    alice: httpx.AsyncClient, world: World, function: Function
-) -> None:
-    """By what it declares, or, if it declares nothing, as soon as it is too long."""
-    headers = {"content-type": "application/json"}
-    body = b'{"x": "' + b"x" * MAX_BODY_BYTES + b'"}'
-    check(await call(alice, function, content=body, headers=headers), 413, "too_large")
-    taken = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield b"x" * 1_000_000
-
-    check(await call(alice, function, content=endless(), headers=headers), 413, "too_large")
-    assert taken < 12
-    assert world.events == []
-
-
-@pytest.mark.parametrize("declared", [True, False])
-async def test_a_client_that_sends_a_huge_body_hears_why_it_was_refused(world: World, declared: bool) -> None:
-    """Through a real server, which has to answer before it has read everything."""
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(40):
-            yield b"x" * 1_000_000
-
-    content: Any = b"x" * 40_000_000 if declared else pieces()
-    headers = {**authorization(), "content-type": "application/json"}
-    async with served(world.app) as address, httpx.AsyncClient(trust_env=False) as client:
-        response = await client.post(f"{address}/terminal-create-session", content=content, headers=headers)
-    check(response, 413, "too_large")
-
-
-async def test_a_client_that_goes_away_while_it_sends_changes_nothing(world: World) -> None:
-    """Half a body is no body."""
-    async with served(world.app) as address:
-        host, port = address.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST /terminal-create-session HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization()['authorization']}"
-        writer.write(f"{head}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{{}}".encode())
-        await writer.drain()
-        writer.close()
-        assert await reader.read() == b""
-    assert world.events == []
-
-
-@pytest.mark.parametrize("function", ALL)
-async def test_a_preflight_allows_the_pages_on_the_list_and_no_others(
-    anyone: httpx.AsyncClient, function: Function
-) -> None:
-    """A browser asks without a token; never a wildcard, never credentials."""
-    headers = {"origin": ORIGIN, "access-control-request-method": function.method}
-    response = await call(anyone, function, method="OPTIONS", headers=headers)
-    assert response.status_code == 204
-    assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert response.headers["access-control-allow-methods"] == function.method
-    assert "Authorization" in response.headers["access-control-allow-headers"]
-    assert int(response.headers["access-control-max-age"]) > 0
-    assert response.headers["vary"] == "Origin"
-    assert "access-control-allow-credentials" not in response.headers
-    for stranger in ("https://evil.example", "null", ORIGIN + ".evil.example", ORIGIN.upper(), ""):
-        response = await call(anyone, function, method="OPTIONS", headers={"origin": stranger})
-        check(response, 403, "forbidden")
-        assert "access-control-allow-origin" not in response.headers
-
-
-@pytest.mark.parametrize("function", ALL)
-async def test_a_page_of_another_origin_is_refused_even_with_a_token(
-    alice: httpx.AsyncClient, world: World, function: Function
-) -> None:
-    """Not only unreadable for it, but not done."""
-    name = await world.session()
-    check(await call(alice, function, name, headers={"origin": "https://evil.example"}), 403, "forbidden")
-    assert world.events == []
-
-
-async def test_a_page_on_the_list_may_read_answers_and_refusals(alice: httpx.AsyncClient) -> None:
-    """Retry-After is of no use to a page that cannot see it; caches keep origins apart, also without one."""
-    for status, path in ((200, "/terminal-list-sessions"), (404, "/terminal-get-status/x")):
-        response = await alice.get(path, headers={"origin": ORIGIN})
-        assert response.status_code == status
-        assert response.headers["access-control-allow-origin"] == ORIGIN
-        assert "Retry-After" in response.headers["access-control-expose-headers"]
-    response = await alice.get("/terminal-list-sessions")
-    assert response.headers["vary"] == "Origin"
-    assert "access-control-allow-origin" not in response.headers
 
 
 @pytest.mark.parametrize("function", ALL)
