@@ -106,17 +106,28 @@ async def deliver_waiting(context: Context, current: Held) -> None:
 
 
 async def deliver(context: Context, session_id: str, command_id: str, command: Command) -> None:
-    """Hand one new command to the agent, after those before it if it does not know them yet."""
-    current = await load(context, session_id)
-    if current is None or current.session.state is not SessionState.READY:
-        return  # the tender delivers what waits when the session is ready
-    control = await context.controls.get(session_id, current.session)
+    """Hand one new command to the agent, after those before it if it does not know them yet.
+
+    Before the session is ready nothing happens: its tender delivers what waits.
+    """
+    control = context.controls.peek(session_id) or await _ready_control(context, session_id)
+    if control is None:
+        return
     try:
         await hand_over(context, control, command_id, command)
     except AgentRefused as refusal:
         if refusal.code != "command_gap":
             raise
-        await deliver_waiting(context, current)
+        current = await load(context, session_id)
+        if current is not None:
+            await deliver_waiting(context, current)
+
+
+async def _ready_control(context: Context, session_id: str) -> AgentControl | None:
+    current = await load(context, session_id)
+    if current is None or current.session.state is not SessionState.READY:
+        return None
+    return await context.controls.get(session_id, current.session)
 
 
 async def hand_over(context: Context, control: AgentControl, command_id: str, command: Command) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from weakref import WeakValueDictionary
 
 from consumers.agent.client import AgentControl, connect, session_key
 from schemas.documents import Session
@@ -20,7 +21,7 @@ class Controls:
         self._sandboxes = sandboxes
         self._secret = secret
         self._open: OrderedDict[str, AgentControl] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def key(self, session_id: str, session: Session) -> str:
         """The key of this session's agent."""
@@ -37,7 +38,8 @@ class Controls:
         if control is not None and control.alive:
             self._open.move_to_end(session_id)
             return control
-        async with self._locks.setdefault(session_id, asyncio.Lock()):
+        lock = self._locks.setdefault(session_id, asyncio.Lock())
+        async with lock:
             control = self._open.get(session_id)
             if control is None or not control.alive:
                 await self._close(session_id)
@@ -49,7 +51,6 @@ class Controls:
     async def drop(self, session_id: str) -> None:
         """Close the session's connection, if there is one."""
         await self._close(session_id)
-        self._locks.pop(session_id, None)
 
     async def close(self) -> None:
         """Close them all."""
@@ -72,5 +73,6 @@ class Controls:
             await control.close()
 
     async def _evict(self) -> None:
-        while len(self._open) > MAX_CONTROLS:
-            await self._close(next(iter(self._open)))
+        spent = [session_id for session_id, control in self._open.items() if not control.alive]
+        for session_id in spent or list(self._open)[: max(0, len(self._open) - MAX_CONTROLS)]:
+            await self._close(session_id)

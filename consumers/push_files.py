@@ -11,11 +11,11 @@ from typing import Any, Literal
 from consumers import chunks
 from consumers.agent.client import AgentControl
 from consumers.context import Context
-from consumers.send_input import ready_control
+from consumers.send_input import patient, ready_control
 from consumers.settlement import DONE, Later, Refuse, Settlement
 from schemas.documents import Transfer, TransferState, transfer_path
 from schemas.envelope import CloudEvent
-from schemas.errors import AgentRefused, AlreadyExists
+from schemas.errors import AgentRefused, AgentUnreachable, AlreadyExists
 from schemas.events import FileItem, FileRequested, FilesPushed
 from schemas.limits import MAX_CHUNK_BYTES, MAX_FILE_BYTES, MAX_LISTED_FILES, MIB
 from schemas.transcript import Data
@@ -54,16 +54,13 @@ async def _transfer(
     record = _Record(context, cloud_event.subject, transfer_id, what, path)
     if await record.settled():
         return DONE
-    ready = await ready_control(context, cloud_event)
-    if isinstance(ready, Later):
-        return ready
-    if not isinstance(ready, AgentControl):
-        reason = ready.reason if isinstance(ready, Refuse) else "the session has ended"
-        code = ready.code if isinstance(ready, Refuse) else "session_ended"
-        await record.write(TransferState.FAILED, code=code, message=reason)
-        return DONE
     try:
+        ready = await ready_control(context, cloud_event)
+        if not isinstance(ready, AgentControl):
+            return await record.unready(ready)
         content, mode = await work(ready)
+    except AgentUnreachable as error:
+        return await record.unready(patient(context, cloud_event, error.code, str(error)))
     except AgentRefused as refusal:
         await record.write(TransferState.FAILED, code=refusal.code, message=str(refusal))
         return DONE
@@ -85,6 +82,16 @@ class _Record:
     async def settled(self) -> bool:
         """Whether an earlier delivery has done it all."""
         return bool(self._path) and await self._context.store.get(self._path) is not None
+
+    async def unready(self, verdict: Settlement) -> Settlement:
+        """What becomes of a transfer whose session has no agent to talk to: later, or it failed."""
+        if isinstance(verdict, Later):
+            return verdict
+        code, reason = "session_ended", "the session has ended"
+        if isinstance(verdict, Refuse):
+            code, reason = verdict.code, verdict.reason
+        await self.write(TransferState.FAILED, code=code, message=reason)
+        return DONE
 
     async def content(self, data: bytes) -> None:
         """Write the content as chunks, like any transcript."""

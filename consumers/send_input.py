@@ -9,29 +9,47 @@ from consumers.context import Context
 from consumers.sessions import change, load
 from consumers.settlement import DONE, Later, Refuse, Settlement
 from schemas.envelope import CloudEvent
+from schemas.errors import AgentRefused, AgentUnreachable
 from schemas.events import InputSent, SignalSent, TerminalResized
 from schemas.lifecycle import TAKES_INPUT, SessionState
 
-READY_PATIENCE = timedelta(seconds=10)  # how long input waits for a session that is starting
-READY_POLL_SECONDS = 0.1
+PATIENCE = timedelta(seconds=10)  # how long an event waits for a session that starts, or an agent that is away
+RETRY_SECONDS = 0.1
 
 
 async def send_input(context: Context, cloud_event: CloudEvent) -> Settlement:
     """Give it to the agent, once. Early input waits a little; input for a session that is ending has no effect."""
-    ready = await ready_control(context, cloud_event)
-    if not isinstance(ready, AgentControl):
-        return ready
+    try:
+        ready = await ready_control(context, cloud_event)
+        if not isinstance(ready, AgentControl):
+            return ready
+        await _send(ready, cloud_event)
+    except AgentUnreachable as error:
+        return patient(context, cloud_event, error.code, str(error))
+    except AgentRefused as refusal:
+        if refusal.code != "input_full":
+            raise
+        return patient(context, cloud_event, refusal.code, str(refusal))
+    return DONE
+
+
+async def _send(control: AgentControl, cloud_event: CloudEvent) -> None:
     event = cloud_event.event
     match event:
         case InputSent():
-            await ready.input(cloud_event.id, event.data)
+            await control.input(cloud_event.id, event.data)
         case TerminalResized():
-            await ready.request("resize", id=cloud_event.id, rows=event.rows, cols=event.cols)
+            await control.request("resize", id=cloud_event.id, rows=event.rows, cols=event.cols)
         case SignalSent(command_id=None):
-            await ready.request("signal", id=cloud_event.id, name=event.signal.value)
+            await control.request("signal", id=cloud_event.id, name=event.signal.value)
         case SignalSent():
-            await ready.request("cancel", commandId=event.command_id)
-    return DONE
+            await control.request("cancel", commandId=event.command_id)
+
+
+def patient(context: Context, cloud_event: CloudEvent, code: str, reason: str) -> Settlement:
+    """Later while the event is young; then refused, so that it holds up nothing behind it for long."""
+    young = context.now() - cloud_event.time < PATIENCE
+    return Later(RETRY_SECONDS) if young else Refuse(code, reason)
 
 
 async def ready_control(context: Context, cloud_event: CloudEvent) -> AgentControl | Settlement:
@@ -50,9 +68,7 @@ async def ready_control(context: Context, cloud_event: CloudEvent) -> AgentContr
     if isinstance(cloud_event.event, TerminalResized):
         await _remember_size(context, session_id, cloud_event.event)
         return DONE
-    if context.now() - cloud_event.time < READY_PATIENCE:
-        return Later(READY_POLL_SECONDS)
-    return Refuse("not_ready", f"the session was still {current.session.state} after {READY_PATIENCE}")
+    return patient(context, cloud_event, "not_ready", f"the session is {current.session.state}")
 
 
 async def _remember_size(context: Context, session_id: str, event: TerminalResized) -> None:

@@ -249,6 +249,9 @@ class Tender:
             await self._end(SessionState.CLOSED, session.reason, session.final_offset)
         elif not session.agent_boot_id:
             await self._unopened(session, why)
+        elif session.state is SessionState.CLOSING:
+            offset = await chunks.seal(self._context, self._owner, why, session.expire_at)
+            await finish(self._context, current, SessionState.CLOSED, session.reason, offset, sealed=True)
         else:
             await self._lost(why)
 
@@ -270,7 +273,8 @@ async def finish(
 ) -> None:
     """Leave nothing of a session: no sandbox, no connection, no open command, no place taken.
 
-    `sealed` says that the transcript ends in a gap, so that the last marks may be missing, too. Whatever is done already is skipped, so a crash half way is made good by calling it again.
+    `sealed` says that the transcript ends in a gap, so that the last marks may be missing, too. Whatever is done
+    already is skipped, so a crash half way is made good by calling it again.
     """
     session = current.session
     await context.controls.drop(current.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,5 +16,6 @@ settings.load_profile("loaded machine")  # being slow for a moment is no defect
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sandboxes' Python, made once for a whole test run."""
-    return ensure_python(tmp_path_factory.mktemp("python"))
+    """The sandboxes' Python, made once for a whole test run; PIGEON_PYTHON names one that is there already."""
+    known = os.environ.get("PIGEON_PYTHON")
+    return Path(known) if known else ensure_python(tmp_path_factory.mktemp("python"))

@@ -164,7 +164,11 @@ class House:
             assert session.state in states or session.state not in ENDED, f"{session.state}: {session.reason}"
             return session if session.state in states else None
 
-        return await until(look, f"session {name} is {' or '.join(states)}")
+        try:
+            return await until(look, f"session {name} is {' or '.join(states)}")
+        except AssertionError as failure:
+            found = await self.session(name)
+            raise AssertionError(f"{failure}; {found!r}; {await self.context.sandboxes.list()!r}") from failure
 
     async def chunks(self, session: str) -> list[Chunk]:
         """Every chunk; fails where they do not join."""
