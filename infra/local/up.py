@@ -49,12 +49,17 @@ def up(settings: Settings, roles: frozenset[str], user: str, say: Say) -> int:
         if "gateway" not in roles:
             return asyncio.run(_Stack(settings, roles, say).run())
         own = held.enter_context(claim(settings.state))
-        listener = held.enter_context(_listen(settings.port))
+        listener = held.enter_context(listen(settings.port))
         return asyncio.run(_Stack(settings, roles, say, _Door(own, listener, user)).run())
 
 
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def listen(port: int) -> socket.socket:
+    """A socket that listens on this port of 127.0.0.1 (0: any that is free). Raises PortInUse.
+
+    It names its protocol: only then does asyncio send at once (TCP_NODELAY). Otherwise the body of every answer waits
+    up to 40 ms for the client to acknowledge its head.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
