@@ -169,6 +169,7 @@ def _writable(jail: Jail) -> list[Argument]:
     """Every place inside that can be written to, each with a size."""
     return [
         *("--proc", "/proc", "--dev", "/dev"),
+        *("--ro-bind", "/proc/sys", "/proc/sys"),  # the settings of its own namespaces would be the sandbox's to raise
         *("--size", str(SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm"),  # noqa: S108
         *("--size", str(TMP_BYTES), "--perms", "1777", "--tmpfs", "/tmp"),  # noqa: S108
         *("--dir", "/run", "--size", str(jail.run_bytes), "--perms", "0700", "--tmpfs", RUN_DIR),
