@@ -17,7 +17,7 @@ import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 START_SECONDS = 60.0
-PATIENCE = 30.0  # seconds for what a page is expected to show
+PATIENCE = 60.0  # seconds for what a page is expected to show
 FLAGS = (
     "--headless",
     "--no-sandbox",  # it runs as root on build machines; it sees our own page only
@@ -76,9 +76,9 @@ class Browser:
         """A new tab that shares the cookies of the others."""
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-        return Page(self, session)
+        return Page(self, session, target)
 
-    def clear_cookies(self) -> None:
+    def forget(self) -> None:
         """Forget who this browser is."""
         self.call("Storage.clearCookies", {})
 
@@ -108,9 +108,18 @@ class DevToolsError(Exception):
 class Page:
     """One tab."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, target: str) -> None:
         self._browser = browser
         self._session = session
+        self._target = target
+
+    def close(self) -> None:
+        """Close the tab."""
+        self._browser.call("Target.closeTarget", {"targetId": self._target})
+
+    def forget_cookies(self) -> None:
+        """Forget who this browser is."""
+        self._browser.forget()
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol on this tab."""
@@ -165,6 +174,10 @@ class Page:
             else:
                 self.call("Input.dispatchKeyEvent", type="keyDown", key=character, text=character)
                 self.call("Input.dispatchKeyEvent", type="keyUp", key=character)
+
+    def insert(self, text: str) -> None:
+        """Insert text as an input method or an emoji picker does."""
+        self.call("Input.insertText", text=text)
 
     def resize(self, width: int, height: int) -> None:
         """Give the window another size, in CSS pixels."""
