@@ -120,7 +120,7 @@ STUBBORN = Subscription("reader", "topic", ordered=True, ack_deadline=10, max_at
 STEPS = (Keys.publish, Keys.take, Keys.settle, Keys.settle_late, Keys.give_back, Keys.pass_time)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 60)), max_size=60))
 def test_keys_keep_their_order_whatever_happens(connection: sqlite3.Connection, steps: list[tuple[Step, int]]) -> None:
     """Any mixture of publishing, taking, settling, late acks, nacks and time: no message is lost, doubled or early."""
