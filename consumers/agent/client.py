@@ -38,7 +38,8 @@ class AgentConnection:
 
     async def hello(self) -> None:
         """Read the agent's first frame. Raises AgentUnreachable, also for something that is no agent."""
-        kind, _, payload = await asyncio.wait_for(self.receive(), HANDSHAKE_SECONDS)
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            kind, _, payload = await self.receive()
         if kind != wire.HELLO:
             raise AgentUnreachable(f"the agent's first frame is of type {kind}")
         greeting = json.loads(payload)
@@ -173,7 +174,8 @@ class AgentControl:
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             await self._connection.send_json(wire.REQUEST, number, {"op": op, **fields})
-            return await asyncio.wait_for(future, REQUEST_SECONDS)
+            async with asyncio.timeout(REQUEST_SECONDS):
+                return await future
         except TimeoutError as error:
             raise AgentUnreachable(f"the agent did not answer {op} in time") from error
         finally:
