@@ -18,6 +18,7 @@ from typing import Any
 from consumers.agent import agent as wire
 
 AGENT = Path(wire.__file__)
+PYTHON = os.environ.get("AGENT_PYTHON", sys.executable)  # what runs the agents: any Python from 3.8 on
 KEY = bytes(range(32))
 PATIENCE = 30.0  # seconds until a condition that never comes true fails a test
 
@@ -234,7 +235,7 @@ class AgentProcess:
         self,
         directory: Path,
         *arguments: str,
-        python: str = sys.executable,
+        python: str = PYTHON,
         script: Path = AGENT,
         user: int | None = None,
     ) -> None:
@@ -321,6 +322,19 @@ class Terminal:
             return mark, b""
         self.stream.until(lambda: self.stream.position >= mark["offset"])
         return mark, self.stream.between(mark["startOffset"], mark["offset"])
+
+
+def program_runs(process: AgentProcess, name: str) -> int:
+    """Wait until a program of this name runs below the agent, and has the terminal then; returns its pid."""
+
+    def is_there(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"
+        except OSError:
+            return False
+
+    pid: int = wait_until(lambda: next(filter(is_there, wire.descendants(process.process.pid)), None))
+    return pid
 
 
 def wait_until(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -13,14 +12,14 @@ from typing import IO
 import pytest
 
 from consumers.agent import agent as wire
-from tests.agent.client import AGENT, KEY, AgentProcess, Connection, Control, Ended
+from tests.agent.client import AGENT, KEY, PYTHON, AgentProcess, Connection, Control, Ended
 
 
 class Helper:
     """`attach` or `control` as a process, as a worker sees it: a byte stream."""
 
     def __init__(self, verb: str, path: Path | str, *arguments: str) -> None:
-        command = [sys.executable, "-I", "-S", str(AGENT), verb, "--socket", str(path), *arguments]
+        command = [PYTHON, "-I", "-S", str(AGENT), verb, "--socket", str(path), *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     @property
@@ -170,7 +169,7 @@ def test_an_abstract_socket_needs_no_path(tmp_path: Path, helpers: list[Helper])
         path.mkdir()
     name = f"@pigeon-test-{tmp_path.name}"
     paths = ["--workspace", str(tmp_path / "w"), "--run-dir", str(tmp_path / "r")]
-    command = [sys.executable, "-I", "-S", str(AGENT), "serve", "--socket", name, *paths]
+    command = [PYTHON, "-I", "-S", str(AGENT), "serve", "--socket", name, *paths]
     with subprocess.Popen(command) as agent:
         try:
             connection = _connect_when_there(name)

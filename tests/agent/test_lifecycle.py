@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -226,6 +229,34 @@ def test_a_fork_bomb_ends_with_the_session(tmp_path: Path) -> None:
         assert terminal.stream.until_end() == "ended"
         assert gone(process) == 0
         assert [pid for pid in left if wire.process_state(pid)[0] not in ("", "Z")] == []
+
+
+def other_pythons() -> list[str]:
+    """Interpreters of other versions on this machine that can run the agent."""
+    names = [f"python3.{minor}" for minor in range(8, 20)]
+    found = [*filter(None, map(shutil.which, names)), *map(str, Path.home().glob(".pyenv/versions/3.*/bin/python3"))]
+    show = "import sys; print(sys.version_info[:2])"
+    versions = {python: subprocess.run([python, "-c", show], capture_output=True, text=True) for python in found}
+    usable = {run.stdout: python for python, run in versions.items() if run.returncode == 0}
+    return [python for version, python in usable.items() if (3, 8) <= ast.literal_eval(version) != sys.version_info[:2]]
+
+
+@pytest.mark.slow
+def test_other_pythons_run_the_agent(tmp_path: Path) -> None:
+    """An image may bring any Python from 3.8 on."""
+    for number, python in enumerate(other_pythons()):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        process = AgentProcess(directory, python=python)
+        try:
+            process.open(notice="hello")
+            terminal = Terminal(process)
+            mark, printed = terminal.run("echo hi; touch new; exit 3")
+            assert (mark["exitCode"], printed, len(mark["changed"])) == (3, b"hi\r\n", 1), python
+            assert terminal.stream.until_end() == "ended"
+            assert gone(process) == 0
+        finally:
+            process.stop()
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 
 from consumers.agent import agent as wire
-from tests.agent.client import RequestRefused, Terminal, agent, wait_until
+from tests.agent.client import RequestRefused, Terminal, agent, program_runs, wait_until
 
 
 def started(terminal: Terminal, text: str) -> str:
@@ -89,19 +88,13 @@ def test_interrupting_under_back_pressure(tmp_path: Path, how: str) -> None:
     with agent(tmp_path, spoolBytes=50_000) as process:
         terminal = Terminal(process)
         terminal.stream.acking = False
-        started(terminal, "echo $BASHPID >pid; exec -a flood yes")
+        command = started(terminal, "yes")
+        pid = program_runs(process, "yes")
         terminal.stream.until(lambda: terminal.stream.position >= 50_000)
-        pid = int((process.workspace / "pid").read_text())
-        assert os.path.exists(f"/proc/{pid}")
         terminal.control.signal("INT") if how == "signal" else terminal.control.input(b"\x03")
-        wait_until(lambda: terminal.control.request("status")["state"] in ("ended", "idle") or not _alive(pid))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+        wait_until(lambda: wire.process_state(pid)[0] in ("", "Z"))
+        reader = process.attach(epoch=2)
+        assert reader.until_mark("finished", command)["exitCode"] == 130
 
 
 def test_interrupting_past_the_budget(tmp_path: Path) -> None:
@@ -118,6 +111,7 @@ def test_interrupting_past_the_budget(tmp_path: Path) -> None:
 def test_interrupting_a_program_that_reads_nothing(terminal: Terminal) -> None:
     """A ^C overtakes input that the program has not read, however much of it there is."""
     command = started(terminal, "sleep 60")
+    program_runs(terminal.process, "sleep")
     terminal.control.input(b"x" * 300_000)
     terminal.control.input(b"\x03")
     assert terminal.stream.until_mark("finished", command)["exitCode"] == 130
@@ -138,6 +132,7 @@ def _type_for_ever(terminal: Terminal) -> None:
 def test_the_end_of_input_can_be_typed(terminal: Terminal) -> None:
     """EOF ends `cat` as Ctrl-D does, whatever the terminal's character for it is."""
     command = started(terminal, "stty eof ^X; cat; stty eof ^D")
+    program_runs(terminal.process, "cat")
     terminal.control.input(b"line\r")
     terminal.control.signal("EOF")
     assert terminal.stream.until_mark("finished", command)["exitCode"] == 0
@@ -147,15 +142,10 @@ def test_the_end_of_input_can_be_typed(terminal: Terminal) -> None:
 def test_signals_reach_the_foreground(terminal: Terminal, name: str, code: int) -> None:
     """A signal goes to the program that holds the terminal, and its end is an ordinary exit."""
     command = started(terminal, "ulimit -c 0; sleep 60")
-    wait_until(lambda: _foreground_is_a_program(terminal))
+    program_runs(terminal.process, "sleep")
     terminal.control.signal(name)
     mark = terminal.stream.until_mark("finished", command)
     assert (mark["exitCode"], mark["outcome"]) == (code, "exited")
-
-
-def _foreground_is_a_program(terminal: Terminal) -> bool:
-    shell = wire.descendants(terminal.process.process.pid)
-    return len(shell) > 1
 
 
 def test_an_idle_shell_survives_every_signal(terminal: Terminal) -> None:
@@ -238,6 +228,7 @@ def test_commands_wait_while_a_repl_holds_the_terminal(terminal: Terminal) -> No
     terminal.stream.until_text(b"$ ")
     terminal.control.input(b"cat\r")
     command = terminal.submit("echo ran", timeoutSeconds=0.1)
+    program_runs(terminal.process, "cat")
     terminal.control.input(b"to cat\r")
     terminal.stream.until_text(b"to cat\r\nto cat\r\n")
     assert terminal.control.request("status")["waiting"] == 1
