@@ -171,7 +171,8 @@ class AgentControl:
         if not self.alive:
             raise AgentUnreachable("the control connection is closed")
         number = next(self._ids)
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
         try:
             await self._connection.send_json(wire.REQUEST, number, {"op": op, **fields})
             async with asyncio.timeout(REQUEST_SECONDS):
