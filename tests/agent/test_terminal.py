@@ -78,6 +78,7 @@ def test_limits_bind_the_shell_and_not_the_agent(tmp_path: Path) -> None:
 def test_interrupting_a_flood_works_at_once(terminal: Terminal) -> None:
     """Ctrl-C ends `yes` although its output has not been read by far."""
     command = started(terminal, "yes")
+    program_runs(terminal.process, "yes")
     terminal.control.signal("INT")
     assert terminal.stream.until_mark("finished", command)["exitCode"] == 130
 
