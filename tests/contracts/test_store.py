@@ -12,6 +12,7 @@ from infra.local.database import Database
 from infra.local.store import LocalStore
 from schemas.documents import INDEXES
 from schemas.ports import Store
+from tests.contracts.query_contract import QueryContract
 from tests.contracts.store_contract import StoreContract
 
 Pair = tuple[Store, Store]
@@ -48,3 +49,7 @@ def peer(pair: Pair) -> Store:
 
 class TestStore(StoreContract):
     """The contract, on each of them."""
+
+
+class TestQueries(QueryContract):
+    """Likewise."""
