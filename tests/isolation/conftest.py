@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class House:
     user: int
     interpreter: str
     state: Path
+    user_namespaces: bool = True
 
     def run(
         self, script: Path, arguments: Any = None, *, network: str = "none", seconds: float = 60.0
@@ -42,6 +43,7 @@ class House:
             "script": script.read_text(),
             "arguments": arguments,
             "network": network,
+            "user_namespaces": self.user_namespaces,
             "seconds": seconds,
         }
         done = self.python("-m", "tests.isolation.driver", input=json.dumps(request), timeout=seconds + 60)
@@ -88,6 +90,12 @@ def roots_house() -> Iterator[House]:
 
 
 @pytest.fixture(scope="session")
+def roots_house_without_user_namespaces(roots_house: House) -> House:
+    """Sandboxes of root where a plain user may make no user namespace."""
+    return replace(roots_house, user_namespaces=False)
+
+
+@pytest.fixture(scope="session")
 def plain_users_house() -> Iterator[House]:
     """Sandboxes of a user without any right."""
     user = os.geteuid() or PLAIN_USER
@@ -95,9 +103,12 @@ def plain_users_house() -> Iterator[House]:
         yield house
 
 
-@pytest.fixture(params=["roots_house", "plain_users_house"], ids=["root", "plain user"])
+@pytest.fixture(
+    params=["roots_house", "plain_users_house", "roots_house_without_user_namespaces"],
+    ids=["root", "plain user", "root without user namespaces"],
+)
 def house(request: pytest.FixtureRequest) -> House:
-    """Both, one after the other: each is kept from the same things."""
+    """One after the other: each is kept from the same things."""
     found: House = request.getfixturevalue(request.param)
     return found
 

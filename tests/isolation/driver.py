@@ -13,7 +13,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from infra.local import bubblewrap
 from infra.local.sandboxes import LocalSandboxes
 from schemas.errors import AgentRefused, AgentUnreachable
 from schemas.limits import MIB, Limits
@@ -38,6 +40,9 @@ def spec(name: str) -> SandboxSpec:
 
 async def carry_out(request: dict[str, Any]) -> dict[str, Any]:
     """Create, run, look, delete."""
+    if not request["user_namespaces"]:
+        # as where AppArmor keeps plain users from them
+        mock.patch.object(bubblewrap, "user_namespaces", return_value=False).start()
     sandboxes = LocalSandboxes(Path(request["root"]), limits=Limits(), network=request["network"], unsafe=False)
     created = await sandboxes.create(spec(request["name"]))
     try:

@@ -49,6 +49,7 @@ def host(house: House) -> Iterator[dict[str, Any]]:
     secret.write_text("of the host")
     secret.chmod(0o644)
     victim = subprocess.Popen(["sleep", "600"], user=house.user)
+    namespaces = NAMESPACES if house.user_namespaces else NAMESPACES[1:]
     abstract = f"pigeon-test-{os.getpid()}-{house.user}"
     try:
         with listening(socket.AF_INET, ("127.0.0.1", 0)) as port, listening(socket.AF_UNIX, f"\0{abstract}"):
@@ -58,7 +59,7 @@ def host(house: House) -> Iterator[dict[str, Any]]:
                 "pid": victim.pid,
                 "port": port.getsockname()[1],
                 "abstract": abstract,
-                "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES},
+                "namespaces": {name: os.readlink(f"/proc/self/ns/{name}") for name in namespaces},
             }
         assert victim.poll() is None
     finally:
@@ -67,21 +68,21 @@ def host(house: House) -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def known() -> dict[int, dict[str, str]]:
-    """How every attempt went, by user: one sandbox each is enough for all of them."""
+def known() -> dict[House, dict[str, str]]:
+    """How every attempt went, by house: one sandbox each is enough for all of them."""
     return {}
 
 
 @pytest.fixture
-def outcomes(house: House, known: dict[int, dict[str, str]]) -> dict[str, str]:
+def outcomes(house: House, known: dict[House, dict[str, str]]) -> dict[str, str]:
     """How every attempt of this user's went, by its name."""
-    if house.user not in known:
+    if house not in known:
         with host(house) as given:
             answer = house.run(Path(attempts.__file__), given)
         assert answer["result"], answer
         assert answer["phase"] == "running"
-        known[house.user] = answer["result"]
-    return known[house.user]
+        known[house] = answer["result"]
+    return known[house]
 
 
 @pytest.mark.parametrize("name", attempts.ATTEMPTS)
