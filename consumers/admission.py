@@ -66,7 +66,6 @@ async def start(context: Context, candidate: Held) -> bool:
     """Step one queued session to starting and give it a sandbox; False where there is no room for any."""
     step = {
         "state": SessionState.STARTING,
-        "position": None,
         "deadline": context.now() + context.limits.request_timeout,
     }
     try:
@@ -98,6 +97,7 @@ def _name(context: Context, session: Session, sandbox: Sandbox) -> dict[str, obj
     if session.state is not SessionState.STARTING or session.pod_uid not in ("", sandbox.uid):
         return None
     return {
+        "position": None,  # only now: who goes back to the queue keeps the place that was shown
         "pod_name": sandbox.name,
         "pod_uid": sandbox.uid,
         "tended_at": context.now(),  # from here on a silent tender is noticed
