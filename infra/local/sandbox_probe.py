@@ -16,18 +16,19 @@ WAY_OUT = (
     "PIGEON_UNSAFE_NO_SANDBOX=1 runs sessions as plain processes instead: anything typed there can do whatever "
     "this user can."
 )
-REMEDIES = {  # what bwrap or the launcher said: what to do about it
-    "max_*_namespaces": "More user namespaces must be allowed here: sysctl user.max_user_namespaces.",
-    "mount proc": "In a container /proc must not be masked: docker run --security-opt systempaths=unconfined.",
-    "no usable bubblewrap": "",
-    "CAP_SETUID": "Start it with these capabilities, or as a user who is not root.",
-    "Permission denied": "A file that the sandbox needs cannot be read by other users, or AppArmor forbids it.",
-}
 NAMESPACES = (
     "User namespaces must be allowed for this user: sysctl kernel.unprivileged_userns_clone=1 (Debian) or "
     "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container "
     "--security-opt seccomp=unconfined --security-opt apparmor=unconfined."
 )
+REMEDIES = {  # what bwrap or the launcher said: what to do about it
+    "max_*_namespaces": "More user namespaces must be allowed here: sysctl user.max_user_namespaces.",
+    "mount proc": "In a container /proc must not be masked: docker run --security-opt systempaths=unconfined.",
+    "no usable bubblewrap": "",
+    "CAP_SETUID": "Start it with these capabilities, or as a user who is not root.",
+    "uid map": NAMESPACES,  # what AppArmor's restriction looks like
+    "Permission denied": "A file that the sandbox needs cannot be read by other users.",
+}
 
 
 def probe_spec(limits: Limits) -> SandboxSpec:

@@ -35,6 +35,7 @@ from schemas.ports import Phase, Sandbox
 OF = "@"  # between name and uid: an incarnation is never mistaken for another one of its name
 KILL_SECONDS = 10.0  # a killed process that is not gone by then hangs in the kernel
 MONITOR_SECONDS = 0.5  # the monitor writes the exit code within milliseconds
+GOT_NOWHERE = (1, 2, 126, 127)  # exit codes of a program that could not be executed, or broke down at once
 LOG_TAIL = 500  # characters of the log in a reason
 
 
@@ -119,7 +120,10 @@ class Record:
 
     def failed(self) -> bool:
         """Whether it ended by not getting anywhere: no isolation, no interpreter, a broken agent."""
-        return (self.directory / "failure").exists() or self._exit_code() in (None, 1, 2, 126, 127)
+        if self.process("init") is None:
+            return (self.directory / "failure").exists()
+        code = self._exit_code()
+        return code in GOT_NOWHERE or (code is None and bool(self._text("log")))
 
     def write(self, name: str, content: str) -> None:
         """Write a file of it, whole or not at all."""
