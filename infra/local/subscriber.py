@@ -7,10 +7,10 @@ import logging
 import secrets
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from infra.local import queues
 from infra.local.queues import SECOND, Lease, Leased
@@ -60,6 +60,9 @@ class Subscriber:
         self._held: dict[int, LocalDelivery] = {}  # extended, and counted against max_outstanding
         self._released: set[LocalDelivery] = set()
         self._leasing: asyncio.Future[Lease] | None = None
+        self._next_due: int | None = 0  # when something may become due (0: now); None: only the bell tells
+        self._alarm: asyncio.Task[None] | None = None
+        self._alarm_at = 0
 
     def __aiter__(self) -> Subscriber:
         return self
@@ -71,9 +74,9 @@ class Subscriber:
                 delivery = self._ready.popleft()
                 if self._holds(delivery):  # its lease may have ended while nobody asked for it
                     return delivery
-            next_due = await self._take()
-            if not self._ready:
-                await self._wait(next_due)
+            if self._leasing is None:  # else a cancelled call left its own behind
+                await self._wait()
+            await self._take()
 
     async def extend_leases(self) -> None:
         """Runs beside the iteration until cancelled: extends what is held, and tells whose lease is over."""
@@ -88,6 +91,9 @@ class Subscriber:
 
     async def leave(self) -> None:
         """Give back what is held; where the database cannot be written it comes again at its deadline."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            await asyncio.gather(self._alarm, return_exceptions=True)
         with suppress(sqlite3.Error, BusUnavailable):
             if self._leasing is not None:
                 self._accept(await self._leasing)
@@ -128,14 +134,15 @@ class Subscriber:
     def _holds(self, delivery: LocalDelivery) -> bool:
         return self._held.get(delivery.lease.message) is delivery
 
-    async def _take(self) -> int | None:
-        """Lease as many as there is room for; returns when something may become due (None: unknown)."""
+    async def _take(self) -> None:
+        """Lease as many as there is room for, and note when something may become due next."""
         room = min(self._subscription.max_outstanding - len(self._held), LEASE_BATCH)
         try:
-            if self._leasing is None:  # else a cancelled call left its own behind, and rings since then still count
+            if self._leasing is None:  # rings since a cancelled call's lease still count
                 self._bell.clear()
                 if room <= 0:
-                    return None  # settling rings our own bell
+                    self._next_due = None  # settling rings our own bell
+                    return
                 self._leasing = self._bus.submit_lease(self._subscription, self._holder, room)
             lease = await asyncio.shield(self._leasing)
         except (sqlite3.Error, BusUnavailable) as error:
@@ -143,23 +150,39 @@ class Subscriber:
             if self._bus.closed:
                 raise BusUnavailable("the bus is closed") from error
             logger.warning("%s: no messages can be taken now: %s", self._subscription.name, error)
-            return self._bus.now() + UNAVAILABLE_PAUSE
-        return self._accept(lease)
+            self._next_due = self._bus.now() + UNAVAILABLE_PAUSE
+            return
+        self._accept(lease)
 
-    def _accept(self, lease: Lease) -> int | None:
+    def _accept(self, lease: Lease) -> None:
         self._leasing = None
+        self._next_due = lease.next_due
         longest = self._bus.now() + int(self._subscription.max_lease * SECOND)
         for leased in lease.messages:
             delivery = LocalDelivery(self, leased, lease.due, longest)
             self._held[leased.lease.message] = delivery
             self._ready.append(delivery)
-        return lease.next_due
 
-    async def _wait(self, next_due: int | None) -> None:
-        if next_due is None:
-            await self._bell.wait()
-        elif next_due > self._bus.now():
-            await _first(self._bell.wait(), self._bus.sleep_until(next_due))
+    async def _wait(self) -> None:
+        """Return when there may be something to take: every look is a commit."""
+        if self._next_due is not None:
+            if self._next_due <= self._bus.now():
+                return
+            self._ring_by(self._next_due)
+        await self._bell.wait()
+
+    def _ring_by(self, moment: int) -> None:
+        """Ring the bell then at the latest. An alarm for an earlier moment stays: a task a message would cost more."""
+        if self._alarm is not None and not self._alarm.done():
+            if self._alarm_at <= moment:
+                return
+            self._alarm.cancel()
+        self._alarm_at = moment
+        self._alarm = asyncio.create_task(self._ring_at(moment))
+
+    async def _ring_at(self, moment: int) -> None:
+        await self._bus.sleep_until(moment)
+        self._bell.set()
 
     async def _extend(self) -> None:
         due = self._bus.now() + self._ack_deadline
@@ -183,8 +206,9 @@ class Subscriber:
     def _drop(self, delivery: LocalDelivery) -> None:
         self._released.discard(delivery)
         if self._holds(delivery):
+            if len(self._held) >= self._subscription.max_outstanding:
+                self._bell.set()  # there is room for another
             del self._held[delivery.lease.message]
-            self._bell.set()  # there is room for another
 
     def _lose(self, delivery: LocalDelivery) -> None:
         self._drop(delivery)
@@ -250,13 +274,3 @@ class LocalDelivery:
     def end(self) -> None:
         """The lease is over: wake whoever waits for that."""
         self._over.set()
-
-
-async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
-    """Return when one of them is done; the others are cancelled."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

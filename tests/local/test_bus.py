@@ -12,6 +12,7 @@ import pytest
 
 from infra.local.bus import LocalBus
 from infra.local.database import Database
+from infra.local.queues import Lease
 from infra.local.subscriber import LEASE_BATCH
 from schemas.errors import BusUnavailable, NotFound
 from schemas.ports import Clock, Delivery, Message, Subscription
@@ -344,3 +345,29 @@ async def test_nothing_is_left_running(path: Path, clock: HandClock) -> None:
             await take(deliveries, 1)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class CountingBus(LocalBus):
+    """Counts how often messages were asked for; every time is a commit."""
+
+    looks = 0
+
+    def submit_lease(self, subscription: Subscription, holder: int, limit: int) -> asyncio.Future[Lease]:
+        """See LocalBus.submit_lease."""
+        self.looks += 1
+        return super().submit_lease(subscription, holder, limit)
+
+
+async def test_a_message_costs_one_look(database: Database, clock: HandClock) -> None:
+    """Neither taking a message nor acking it makes the subscriber look for more where there is no more."""
+    bus = CountingBus(database, topics=["topic", "ordered-topic"], subscriptions=SUBSCRIPTIONS, clock=clock)
+    async with bus.pull(ORDERED) as deliveries:
+        waiting = asyncio.ensure_future(anext(deliveries))
+        for number in range(10):
+            await bus.publish("ordered-topic", Message(b"%d" % number, {}, "key"))
+            delivery = await soon(waiting)
+            waiting = asyncio.ensure_future(anext(deliveries))
+            await delivery.ack()
+            await calm(database)
+        waiting.cancel()
+    assert bus.looks == 1 + 10  # the first one finds nothing
