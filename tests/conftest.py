@@ -9,6 +9,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from infra.local.sandbox_python import ensure_python
+from tests.emulators.fixtures import firestore_host, project, pubsub_host
+
+__all__ = ["firestore_host", "project", "pubsub_host", "python"]
 
 settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded machine")  # being slow for a moment is no defect
