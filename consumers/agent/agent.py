@@ -792,21 +792,29 @@ class Terminal:
         return bool(self._queue) and not self.holding
 
     def write(self, data: bytes) -> None:
-        """Type `data`. Raises Refused `input_full` when too much waits already; a ^C goes through all the same."""
-        if self._queue and not self.holding and self._interrupts(data):
-            self._queue.clear()
-            self.signal_foreground(signal.SIGINT)
+        """Type `data`. Raises Refused `input_full` when too much waits already; an interrupt character goes through
+        all the same and, as in any terminal, takes the input before it along."""
+        if self.writable:
+            interrupt = self._interrupt_in(data)
+            if interrupt >= 0:
+                self._queue.clear()
+                termios.tcflush(self.fd, termios.TCOFLUSH)
+                data = data[interrupt:]
         if len(self._queue) + len(data) > MAX_INPUT_QUEUE_BYTES:
             raise Refused("input_full", "{} bytes wait for the terminal".format(len(self._queue)))
         self._queue += data
         self.flush()
 
-    def _interrupts(self, data: bytes) -> bool:
+    def _interrupt_in(self, data: bytes) -> int:
+        """Where in `data` the last character is that the terminal turns into SIGINT, or -1."""
         try:
             attributes = termios.tcgetattr(self.fd)
         except termios.error:
-            return False
-        return bool(attributes[3] & termios.ISIG) and attributes[6][termios.VINTR] in data
+            return -1
+        character = attributes[6][termios.VINTR]
+        if not attributes[3] & termios.ISIG or not isinstance(character, bytes) or character == b"\0":
+            return -1
+        return data.rfind(character)
 
     def flush(self) -> None:
         """Write what waits, as far as the terminal takes it."""
@@ -2150,7 +2158,7 @@ class Connection:
         self.challenge = os.urandom(16).hex()
         self.decoder = FrameDecoder(MAX_STRANGER_BYTES)
         self.role = ""  # "attach" or "control", once proved
-        self.heard_at = time.monotonic()
+        self.admitted_at = self.heard_at = time.monotonic()
         self.working = False  # a request of this connection is being carried out
         self.closing = False
         self.position = 0
@@ -2249,6 +2257,7 @@ class Agent:
         self._attached: Optional[Connection] = None
         self._session: Optional[Session] = None
         self._finished = False
+        self._sweep: Optional[Timer] = None
         self._was_busy = False
         self._lingering = False
         self._requests = Requests()
@@ -2374,13 +2383,19 @@ class Agent:
         if len(strangers) >= MAX_STRANGERS:
             self._drop(strangers[0])
         self._connections[connection.fd] = connection
-        self._loop.later(self._settings.stranger, lambda: self._expire(connection))
+        if self._sweep is None:
+            self._sweep = self._loop.later(self._settings.stranger / 4, self._expire_strangers)
         hello = {"version": VERSION, "bootId": self._boot_id, "opened": self._session is not None}
         self._send(connection, HELLO, 0, encode_json(dict(hello, challenge=connection.challenge)))
 
-    def _expire(self, connection: Connection) -> None:
-        if not connection.role and self._connections.get(connection.fd) is connection:
-            self._end(connection, "too_slow", "nothing was proved in time")
+    def _expire_strangers(self) -> None:
+        """One timer for all of them: however many come and go, nothing of them is kept."""
+        strangers = [connection for connection in self._connections.values() if not connection.role]
+        for connection in strangers:
+            if time.monotonic() - connection.admitted_at > self._settings.stranger:
+                self._end(connection, "too_slow", "nothing was proved in time")
+        again = self._loop.later(self._settings.stranger / 4, self._expire_strangers) if strangers else None
+        self._sweep = again
 
     def _drop(self, connection: Connection) -> None:
         if self._connections.get(connection.fd) is not connection:
@@ -2506,11 +2521,11 @@ class Agent:
         elif kind == PONG:
             pass
         elif kind == OPEN:
-            self._answer(connection, argument, lambda: self._open(decode_json(payload)))
+            self._answer(connection, argument, self._open, decode_json(payload))
         elif kind == ATTACH:
             self._attach(connection, decode_json(payload))
         elif kind == CONTROL:
-            self._answer(connection, 0, lambda: self._control(connection, decode_json(payload)))
+            self._answer(connection, 0, lambda fields: self._control(connection, fields), decode_json(payload))
         elif kind in (ACK, ACKMARK) and connection.role == "attach":
             self._acked(connection, kind, argument)
         elif kind == REQUEST and connection.role == "control":
@@ -2518,11 +2533,14 @@ class Agent:
         else:
             raise ProtocolError("an unexpected frame of type {}".format(kind))
 
-    def _answer(self, connection: Connection, request: int, action: Callable[[], Json]) -> None:
+    @staticmethod
+    def _answer(connection: Connection, request: int, action: Callable[[Json], Json], fields: Json) -> None:
         try:
-            reply = dict(action(), ok=True)
+            reply = dict(action(fields), ok=True)
         except Refused as refused:
             reply = refusal(refused)
+        except OSError as error:
+            reply = refusal(Refused("internal", str(error)))
         connection.queue(encode_frame(REPLY, request, encode_json(reply)))
 
     def _open(self, fields: Json) -> Json:
@@ -2807,6 +2825,7 @@ def _serve(options: argparse.Namespace) -> None:
         listener.bind(_address(options.socket))
         listener.listen(128)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    os.makedirs(options.run_dir, 0o700, exist_ok=True)
     names = ("workspace", "run_dir", "keepalive", "silence", "grace", "linger", "stranger", "status")
     settings = Settings(limits=dict(options.limit), **{name: getattr(options, name) for name in names})
     Agent(listener, settings).run()

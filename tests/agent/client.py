@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,7 @@ class AgentProcess:
         python: str = PYTHON,
         script: Path = AGENT,
         user: int | None = None,
+        before: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.workspace = directory / "w"
@@ -252,7 +253,7 @@ class AgentProcess:
         self._listener.listen(128)
         fd = self._listener.fileno()
         paths = ["--workspace", str(self.workspace), "--run-dir", str(self.run_dir)]
-        command = [python, "-I", "-S", str(script), "serve", "--listen-fd", str(fd), *paths, *arguments]
+        command = [*before, python, "-I", "-S", str(script), "serve", "--listen-fd", str(fd), *paths, *arguments]
         env = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         self.process = subprocess.Popen(command, pass_fds=(fd,), env=env, user=user, group=user)
         self._listener.close()

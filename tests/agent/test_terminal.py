@@ -110,12 +110,14 @@ def test_interrupting_past_the_budget(tmp_path: Path) -> None:
 
 
 def test_interrupting_a_program_that_reads_nothing(terminal: Terminal) -> None:
-    """A ^C overtakes input that the program has not read, however much of it there is."""
+    """A ^C overtakes input that the program has not read, however much of it there is, and takes it along."""
     command = started(terminal, "sleep 60")
     program_runs(terminal.process, "sleep")
     terminal.control.input(b"x" * 300_000)
-    terminal.control.input(b"\x03")
+    terminal.control.input(b"lost\x03")
     assert terminal.stream.until_mark("finished", command)["exitCode"] == 130
+    assert terminal.run("echo clean")[1] == b"clean\r\n"
+    assert b"xxx: command not found" not in terminal.stream.data
 
 
 def test_waiting_input_is_bounded(terminal: Terminal) -> None:
