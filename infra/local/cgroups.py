@@ -74,17 +74,8 @@ def oom_kills(directories: Sequence[str]) -> int:
     return 0
 
 
-def _bases() -> list[Path]:
-    """The directories under which cgroups can be made."""
-    own = dict(_own())
-    if "" in own and (unified := _delegated(own[""])):
-        return [unified]
-    bases = [own[controller] for controller in CONTROLLERS if controller in own]
-    return bases if len(bases) == len(CONTROLLERS) and all(os.access(base, os.W_OK) for base in bases) else []
-
-
-def _delegated(own: Path) -> Path | None:
-    """The nearest cgroup above ours whose children have both controllers and that we may add children to."""
+def delegated(own: Path) -> Path | None:
+    """The nearest version 2 cgroup, from ours up, whose children have both controllers and that takes more of them."""
     for directory in (own, *own.parents):
         try:
             enabled = (directory / "cgroup.subtree_control").read_text().split()
@@ -96,27 +87,40 @@ def _delegated(own: Path) -> Path | None:
     return None
 
 
-def _own() -> Iterable[tuple[str, Path]]:
-    """Our own cgroup's directory by controller; "" is the unified hierarchy."""
-    mounts = list(_mounts())
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+def own(membership: str, mountinfo: str) -> dict[str, Path]:
+    """A process's own cgroup directories by controller, "" for the unified hierarchy.
+
+    Takes the contents of /proc/self/cgroup and /proc/self/mountinfo.
+    """
+    mounts = list(_hierarchies(mountinfo))
+    found: dict[str, Path] = {}
+    for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             for names, root, mountpoint in mounts:
-                if controller in names and (path + "/").startswith(root.rstrip("/") + "/"):
-                    yield controller, mountpoint / path[len(root.rstrip("/")) :].lstrip("/")
+                if controller in names and f"{path}/".startswith(f"{root}/"):
+                    found[controller] = mountpoint / path.removeprefix(root).lstrip("/")
+    return found
 
 
-def _mounts() -> Iterable[tuple[set[str], str, Path]]:
-    """Mounted hierarchies: their controllers, the cgroup at their root, and where they are mounted."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+def _bases() -> list[Path]:
+    """The directories under which cgroups can be made."""
+    ours = own(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text())
+    if "" in ours and (unified := delegated(ours[""])):
+        return [unified]
+    bases = [ours[controller] for controller in CONTROLLERS if controller in ours]
+    return bases if len(bases) == len(CONTROLLERS) and all(os.access(base, os.W_OK) for base in bases) else []
+
+
+def _hierarchies(mountinfo: str) -> Iterable[tuple[set[str], str, Path]]:
+    """Mounted hierarchies: their controllers, the cgroup at their root ("" for the top), and where they are mounted."""
+    for line in mountinfo.splitlines():
         fields, _, source = line.partition(" - ")
         kind, _, options = source.split(" ", 2)
         root, mountpoint = fields.split(" ")[3:5]
-        if kind == "cgroup2":
-            yield {""}, root, Path(mountpoint)
-        elif kind == "cgroup":
-            yield set(options.split(",")), root, Path(mountpoint)
+        if kind in ("cgroup", "cgroup2"):
+            controllers = {""} if kind == "cgroup2" else set(options.split(","))
+            yield controllers, root.rstrip("/"), Path(mountpoint)
 
 
 def _write(path: Path, value: int, *, optional: bool = False) -> None:

@@ -1,14 +1,15 @@
 """Starts one sandbox and goes away: run as `python -I -S sandbox_launch.py`, with a plan on standard input.
 
 It is a program of its own, standard library only, so that it starts in milliseconds and so that whoever asked for
-the sandbox may die without taking it along. The sandbox is released only once `process.json` says who it is, so a
-sandbox that runs can always be found and ended. What goes wrong is written to `failure`.
+the sandbox may die without taking it along. Nothing runs before `process.json` says who it is, so that it can be
+found and ended: first the monitor, then the sandbox's first process. What goes wrong is written to `failure`.
 
 The plan is a marshalled dict (`json` would take as long to import as everything else here takes): `directory`,
 `listen` and `lock` (inherited descriptors: the agent's listening socket, and a lock held for as long as the launch
 is under way), `uid` (to drop to, or null), `cgroups` (directories to join), `file_bytes` (largest file), `bwrap`
 (its path, or null for no sandbox) in its `bwrap_root` (what must be reachable with it), `arguments` (see
-infra/local/bubblewrap.py), `command`, and `environment` and `workspace` for a process without a sandbox.
+infra/local/bubblewrap.py), `host_network` (whether it is shared), `command`, and `environment` and `workspace` for a
+process without a sandbox.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from typing import Any
 LAUNCH_SECONDS = 20  # a launch that takes longer has failed
 CLONE_NEWNS = 0x20000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 0x2, 0x4, 0x1000, 0x4000, 0x80000
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
+ABSTRACT_UNIX_SOCKET = 1 << 128  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, in the third 64 bits
 SIGKILL = 9  # importing `signal` takes 8 ms
 STAGES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108 - a mount point in a private namespace, not a file
 
@@ -48,21 +51,31 @@ def launch(plan: Plan, directory: int) -> None:
     """Fork the sandbox, record who it is, then let it go on. Raises OSError or RuntimeError."""
     info, info_writer = os.pipe()
     gate, opener = os.pipe()
+    recorded, recorder = os.pipe()
     monitor = os.fork()
     if monitor == 0:
-        become_sandbox(plan, directory, info_writer, gate)
-    os.close(info_writer)
-    os.close(gate)
-    os.close(plan["listen"])
+        os.close(recorder)
+        become_sandbox(plan, directory, recorded, info_writer, gate)
+    for descriptor in (info_writer, gate, recorded, plan["listen"]):
+        os.close(descriptor)
+    record(directory, monitor=monitor)
+    os.write(recorder, b"1")
     process = hear(info)
     if process is None:
         os.kill(monitor, SIGKILL)
         os.waitpid(monitor, 0)
         raise RuntimeError(read("log", directory).strip() or "it ended before it was set up")
-    boot = read("/proc/sys/kernel/random/boot_id").strip()
-    identity = f'{{"boot": "{boot}", "init": {identify(process)}, "monitor": {identify(monitor)}}}'
-    write_new(directory, "process.json", identity.encode())
+    record(directory, monitor=monitor, init=process)
     os.write(opener, b"1")
+
+
+def record(directory: int, **processes: int) -> None:
+    """Write down who runs, for good: each by its pid and its start time, in clock ticks since boot."""
+    told = [f'"boot": "{read("/proc/sys/kernel/random/boot_id").strip()}"']
+    for role, pid in processes.items():
+        start = int(read(f"/proc/{pid}/stat").rpartition(")")[2].split()[19])
+        told.append(f'"{role}": {{"pid": {pid}, "start": {start}}}')
+    write_new(directory, "process.json", f"{{{', '.join(told)}}}".encode())
 
 
 def hear(info: int) -> int | None:
@@ -78,11 +91,13 @@ def hear(info: int) -> int | None:
     return None
 
 
-def become_sandbox(plan: Plan, directory: int, info: int, gate: int) -> None:
+def become_sandbox(plan: Plan, directory: int, recorded: int, info: int, gate: int) -> None:
     """The forked half: limit this process and turn into the sandbox's monitor. Never returns."""
     try:
         os.setsid()
         os.close(plan["lock"])
+        if not os.read(recorded, 1):
+            os._exit(1)  # the launcher was killed before anybody could know of us
         log = append(directory, "log")
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(log, 1)
@@ -110,6 +125,8 @@ def enter(plan: Plan, info: int, gate: int, status: int) -> None:
     for descriptor in (info, gate, status):
         os.set_inheritable(descriptor, True)
     binary = plan["bwrap"].replace(plan["bwrap_root"], staged.get(plan["bwrap_root"], plan["bwrap_root"]), 1)
+    if plan["host_network"]:
+        leave_abstract_sockets()
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -172,13 +189,30 @@ def stage(paths: list[str]) -> dict[str, str]:
     return staged
 
 
-def libc(name: str, *arguments: Any) -> None:
-    """Call a function of the C library. Raises OSError where it answers other than 0."""
-    import ctypes  # 7 ms that only root has to pay
+def leave_abstract_sockets() -> None:
+    """Cut this process off from abstract Unix sockets, which belong to a network: a desktop's is a way out of here.
 
-    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
+    Landlock does that since Linux 6.12; an older kernel leaves them reachable.
+    """
+    scoped = ABSTRACT_UNIX_SOCKET.to_bytes(24, "little")  # struct landlock_ruleset_attr: nothing else is handled
+    libc("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    try:
+        ruleset = libc("syscall", LANDLOCK_CREATE_RULESET, scoped, len(scoped), 0)
+    except OSError:
+        return
+    libc("syscall", LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def libc(name: str, *arguments: Any) -> int:
+    """Call a function of the C library. Raises OSError where it answers with a negative number."""
+    import ctypes  # 7 ms that a plain user's sandboxes need not wait for
+
+    answer: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
+    if answer < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
+    return answer
 
 
 def in_memory(content: bytes) -> int:
@@ -188,12 +222,6 @@ def in_memory(content: bytes) -> int:
         file.write(content)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def identify(pid: int) -> str:
-    """A process for good, as JSON: its pid and its start time, in clock ticks since boot."""
-    fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return f'{{"pid": {pid}, "start": {int(fields[19])}}}'
 
 
 def append(directory: int, name: str) -> int:

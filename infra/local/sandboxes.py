@@ -30,6 +30,7 @@ from schemas.limits import Limits
 from schemas.ports import ByteStream, Phase, Sandbox, Sandboxes, SandboxSpec
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # what Kubernetes takes as a pod's name and label
+LEFT = re.compile(r"\.[0-9a-f]{32}")  # a directory that is being made, under the lock, or removed
 HOST_UIDS = range(200_001, 260_000)  # as root, every sandbox runs as a user of its own
 RETRY_SECONDS = 0.02  # between two looks at something that changes within milliseconds
 
@@ -203,6 +204,8 @@ class LocalSandboxes(Sandboxes):
 
     def _prepare(self, record: Record, meta: Meta, held: contextlib.ExitStack) -> tuple[int, int]:
         """Make the directory, whole or not at all; returns the listening socket and the held launch lock."""
+        for left in filter(LEFT.fullmatch, os.listdir(self._root)):  # by a process that was killed half way
+            shutil.rmtree(self._root / left, ignore_errors=True)
         new = Record(self._root / f".{meta.uid}")
         new.directory.mkdir(mode=0o700)
         new.write_meta(meta)

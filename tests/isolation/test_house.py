@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,30 @@ result = {
 pathlib.Path("/workspace/result.json").write_text(json.dumps(result))
 """
 
+NETWORK = """
+import json, os, pathlib, socket
+given = json.loads(pathlib.Path("/workspace/arguments.json").read_text())
+
+def tried(family, address):
+    with socket.socket(family) as sock:
+        try:
+            sock.connect(address)
+        except OSError as error:
+            return type(error).__name__
+        return "connected"
+
+own = socket.socket(socket.AF_UNIX)
+own.bind("\\0own")
+own.listen()
+result = {
+    "port": tried(socket.AF_INET, ("127.0.0.1", given["port"])),
+    "abstract": tried(socket.AF_UNIX, "\\0" + given["abstract"]),
+    "own abstract": tried(socket.AF_UNIX, "\\0own"),
+    "pid": os.readlink("/proc/self/ns/pid"),
+}
+pathlib.Path("/workspace/result.json").write_text(json.dumps(result))
+"""
+
 REFUSED = """
 import asyncio, pathlib
 from infra.local.sandboxes import LocalSandboxes
@@ -64,16 +91,23 @@ def test_a_sandbox_has_a_whole_python(house: House, tmp_path: Path) -> None:
 def test_the_hosts_network_is_shared_when_asked_for(house: House, tmp_path: Path) -> None:
     """PIGEON_NETWORK=host gives user code the machine's network, and nothing else of it."""
     script = tmp_path / "network.py"
-    script.write_text(
-        "import json, os, pathlib\n"
-        "names = {name: os.readlink(f'/proc/self/ns/{name}') for name in ('net', 'pid', 'mnt')}\n"
-        "pathlib.Path('/workspace/result.json').write_text(json.dumps(names))"
-    )
-    inside = house.run(script, network="host")["result"]
-    outside = house.python("-c", "import os; print(*map(os.readlink, map('/proc/self/ns/'.__add__, ['net', 'pid'])))")
-    net, pid = outside.stdout.split()
-    assert inside["net"] == net
-    assert inside["pid"] != pid
+    script.write_text(NETWORK)
+    abstract = f"pigeon-network-{os.getpid()}"
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
+        local.bind(f"\0{abstract}")
+        local.listen()
+        answer = house.run(script, {"port": server.getsockname()[1], "abstract": abstract}, network="host")
+    reached = answer["result"]
+    assert reached, answer
+    assert (reached["port"], reached["own abstract"]) == ("connected", "connected")
+    assert reached["abstract"] == ("PermissionError" if scopes_abstract_sockets() else "connected")
+    assert reached["pid"] != os.readlink("/proc/self/ns/pid")
+
+
+def scopes_abstract_sockets() -> bool:
+    """Whether this kernel's Landlock knows abstract Unix sockets (Linux 6.12)."""
+    libc = ctypes.CDLL(None)
+    return bool(libc.syscall(444, None, ctypes.c_size_t(0), 1) >= 6)
 
 
 def test_a_machine_with_isolation_says_which(house: House) -> None:

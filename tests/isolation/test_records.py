@@ -112,6 +112,28 @@ async def test_a_launch_that_was_cut_short_has_ended(sandboxes: LocalSandboxes, 
     assert await sandboxes.list() == []
 
 
+async def test_a_launcher_killed_half_way_leaves_nothing_running(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
+    """Even a sandbox whose first process nobody wrote down is ended, by way of its monitor."""
+    sandbox = await started(sandboxes, "one", "s")
+    folder = record(tmp_path, sandbox)
+    init = process(folder, "init")
+    known = json.loads((folder.directory / "process.json").read_text())
+    folder.write("process.json", json.dumps({"boot": known["boot"], "monitor": known["monitor"]}))
+    ended = await sandboxes.get("one")
+    assert ended is not None
+    assert "cut short" in ended.reason
+    assert not init.alive()
+
+
+async def test_what_a_killed_process_left_is_cleared_away(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
+    """A creator or deleter that is killed half way fills no disk for ever."""
+    left = tmp_path / "sandboxes" / f".{'0' * 32}"
+    left.mkdir(parents=True)
+    (left / "file").touch()
+    await sandboxes.create(spec("one"))
+    assert not left.exists()
+
+
 async def test_an_interpreter_that_does_not_work_leaves_nothing(tmp_path: Path) -> None:
     """A sandbox that cannot be started is refused with the cause, and is not there afterwards."""
     broken = tmp_path / "bin" / "python3"
