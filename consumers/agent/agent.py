@@ -623,7 +623,8 @@ class Shell:
     @staticmethod
     def typed_line(path: str) -> bytes:
         """What the terminal echoes of `typing` before the line's end."""
-        return b" . " + os.fsencode(path)
+        plain = all(character.isalnum() or character in "/._-" for character in path)
+        return b" . " + os.fsencode(path if plain else quoted(path))
 
 
 # The nonce also keeps the prompt recognisable when somebody has changed it. /dev/tty, since a user may redirect the
@@ -635,43 +636,41 @@ PS1='\[\e[32m\]\w\[\e[0m\] $ '
 HISTCONTROL=ignoreboth
 unset HISTFILE
 __pigeon_prompt() {
-  local status=$?
-  builtin printf '\e]133;NONCE;D;%s;%s\a' "$status" "$$" >/dev/tty
+  local __s=$?
+  builtin printf '\e]133;NONCE;D;%s;%s\a' "$__s" "$$" >/dev/tty
   [[ $PS1 == *';NONCE;B;'* ]] || PS1=$PS1'\[\e]133;NONCE;B;$?\a\]'
   [[ $PS0 == *';NONCE;C'* ]] || PS0='\e]133;NONCE;C\a'$PS0
-  return "$status"
+  return "$__s"
 }
 __pigeon_arm() {
-  local status=$?
-  local hook='{ __pigeon_prompt; } 2>/dev/null'
+  local __s=$?
+  local __h='{ __pigeon_prompt; } 2>/dev/null'
   if (( BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501 )); then
-    PROMPT_COMMAND[9]=$hook
-  elif [[ ${PROMPT_COMMAND-} != "$hook"* ]]; then
-    PROMPT_COMMAND=$hook${PROMPT_COMMAND:+; $PROMPT_COMMAND}
+    PROMPT_COMMAND[9]=$__h
+  elif [[ ${PROMPT_COMMAND-} != "$__h"* ]]; then
+    PROMPT_COMMAND=$__h${PROMPT_COMMAND:+; $PROMPT_COMMAND}
   fi
-  return "$status"
+  return "$__s"
 }
 __pigeon_run() {
-  local status=$? text=
-  IFS= builtin read -r -d '' text <"$2.text" || :
-  [[ -z $text ]] || builtin history -s -- "$text"
+  local __s=$? __t=
+  IFS= builtin read -r -d '' __t <"$2.text" || :
+  [[ -z $__t ]] || builtin history -s -- "$__t"
   : >|"$2"
   builtin printf '\e]133;NONCE;X;%s\a' "$1" >/dev/tty
-  return "$status"
+  return "$__s"
 }
 __pigeon_over() {
-  local status=$?
-  builtin printf %s "$status" >|"$1.status"
+  local __s=$?
+  builtin printf %s "$__s" >|"$1.status"
   __pigeon_arm
-  return "$status"
+  return "$__s"
 }
 __pigeon_arm
 bind -m vi-insert '"\C-a\C-k": kill-whole-line' 2>/dev/null
 bind -m vi-command '"\C-a\C-k": "S"' 2>/dev/null
 """
-_SH_RC = (
-    (
-        r"""
+_SH_RC = r"""
 unset ENV
 __pigeon_run() {
   : >|"$3"
@@ -683,13 +682,7 @@ __pigeon_over() {
   return "$1"
 }
 PS1='@133;NONCE;D;$?;$$#$PWD $ @133;NONCE;B;$?#'
-"""
-    )
-    .replace("@", "\x1b]")
-    .replace("#", "\x07")
-)
-
-
+""".replace("@", "\x1b]").replace("#", "\x07")
 _BASH_SCRIPT = """{{ __pigeon_run {number} {path}; }} 2>/dev/null; eval -- {text}
 {{ __pigeon_over {path}; }} 2>/dev/null
 """
@@ -1392,7 +1385,7 @@ class Runner:
         command = self.current
         if command is None or command.start_offset is not None or self.ended:
             return
-        if not self._terminal.shell_has_it or self._shell.has_started(command.number):
+        if self._terminal.queued or not self._terminal.shell_has_it or self._shell.has_started(command.number):
             self._retype_in(START_SECONDS)
             return
         command.attempts += 1
@@ -1718,6 +1711,8 @@ class Timer:
 class Loop:
     """Descriptors by epoll, timers, and jobs: long work in slices, so that output never waits for it."""
 
+    LONGEST_WAIT = 86_400.0  # seconds; epoll counts milliseconds in 32 bits
+
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: Dict[int, Callable[[int], None]] = {}
@@ -1773,8 +1768,8 @@ class Loop:
         if self._jobs:
             return 0
         if not self._timers:
-            return -1
-        return max(0.0, self._timers[0].at - time.monotonic())
+            return self.LONGEST_WAIT
+        return min(max(0.0, self._timers[0].at - time.monotonic()), self.LONGEST_WAIT)
 
     def _slice(self) -> None:
         job, done = self._jobs.popleft()
@@ -1874,11 +1869,13 @@ class Session:
         """Type the end-of-file character."""
         self.alive()
         self.terminal.type_end_of_file()
-        self._watch()
+        self._input_at = time.monotonic()
+        self._expect_output()
 
     def signal(self, name: str) -> None:
         """Signal the foreground. The shell itself at its prompt gets only INT: there is nothing to end."""
         self.alive()
+        self._input_at = time.monotonic()
         if self.terminal.holding:
             return
         if self.runner.at_prompt and self.terminal.shell_has_it:

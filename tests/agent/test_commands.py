@@ -53,6 +53,8 @@ CASES: list[tuple[str, int, bytes | None]] = [
     ("exec 3>&1 >/dev/null", 0, b""),
     ("echo lost", 0, b""),
     ("exec >&3; echo back", 0, b"back\r\n"),
+    ("readonly status=1 text=2; (exit 8)", 8, b""),
+    ("set -x; (exit 4); set +x", 0, None),
     ("python3 -c 'import sys; sys.exit(sys.stdin.isatty() * 6)'", 6, b""),
 ]
 
@@ -121,6 +123,12 @@ def test_an_echo_that_is_drawn_differently_is_kept(tmp_path: Path) -> None:
         mark, printed = terminal.run("echo scrolled")
         assert (mark["exitCode"], printed) == (0, b"scrolled\r\n")
         terminal.stream.until_text(b"\r\x1b[2K$ echo scrolled\r\nscrolled\r\n")
+
+
+def test_the_run_directory_may_have_any_name(tmp_path: Path) -> None:
+    """Blanks and quotes in a path do not reach the shell as syntax."""
+    with agent(tmp_path, "--run-dir", str(tmp_path / "it's a dir")) as process:
+        assert Terminal(process).run("echo fine")[1] == b"fine\r\n"
 
 
 def test_control_characters_of_a_command_are_shown_not_obeyed(terminal: Terminal) -> None:
@@ -245,6 +253,7 @@ def test_a_shell_without_bash_runs_commands_too(sh_process: AgentProcess) -> Non
         ("if true; the", 2, None),
         ("for i in 1 2\ndo echo $i\ndone\n(exit 7)", 7, b"1\r\n2\r\n"),
         ("kill -INT $$", 130, None),
+        ("echo '" + "x" * 200_000 + "' | wc -c", 0, b"200001\r\n"),
         ("echo 'it'\\''s'", 0, b"it's\r\n"),
     ]:
         mark, printed = terminal.run(text)

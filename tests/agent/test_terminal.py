@@ -168,6 +168,12 @@ def test_a_command_has_a_time_limit(terminal: Terminal) -> None:
     assert terminal.run("echo next")[1] == b"next\r\n"
 
 
+def test_a_time_limit_of_years_is_one(terminal: Terminal) -> None:
+    """A limit longer than any session is no special case."""
+    mark, _ = terminal.run("(exit 6)", timeoutSeconds=9e8)
+    assert (mark["outcome"], mark["exitCode"]) == ("exited", 6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["trap '' INT; sleep 60", "trap '' INT TERM; sleep 60; true"], ids=["needs TERM", "needs KILL"]
