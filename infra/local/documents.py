@@ -82,8 +82,8 @@ def select_plan(connection: sqlite3.Connection, collection: str, plan: Plan) -> 
     return [_snapshot(f"{collection}/{document}", version, body) for document, version, body in rows]
 
 
-def select_page(connection: sqlite3.Connection, collection: str, after: str, limit: int) -> list[Snapshot]:
-    """The next documents by id: at most `limit` and, but for the first, MAX_PAGE_BYTES."""
+def select_page(connection: sqlite3.Connection, collection: str, after: str, limit: int) -> tuple[list[Snapshot], bool]:
+    """The next documents by id, at most `limit` and, but for the first, MAX_PAGE_BYTES; and whether that is all."""
     page: list[Snapshot] = []
     size = 0
     rows = connection.execute(
@@ -95,8 +95,8 @@ def select_page(connection: sqlite3.Connection, collection: str, after: str, lim
             page.append(_snapshot(f"{collection}/{document}", version, body))
             size += len(body)
             if size >= MAX_PAGE_BYTES:
-                break
-    return page
+                return page, False
+    return page, len(page) < limit
 
 
 def _snapshot(path: str, version: int, body: bytes) -> Snapshot:

@@ -106,11 +106,11 @@ class LocalStore:
         with self._database.bell(collection_bell(collection)) as bell:
             while True:
                 bell.clear()
-                page = await self._page(collection, after, limit)
+                page, complete = await self._page(collection, after, limit)
                 if page:
                     after = page[-1].id
                     yield page
-                else:
+                if complete:  # what was created since has rung
                     await bell.wait()
 
     async def prune(self, now: datetime, limit: int) -> int:
@@ -166,7 +166,7 @@ class LocalStore:
         with translated(StoreUnavailable):
             return await self._database.write(operation)
 
-    async def _page(self, collection: str, after: str, limit: int) -> list[Snapshot]:
+    async def _page(self, collection: str, after: str, limit: int) -> tuple[list[Snapshot], bool]:
         with translated(StoreUnavailable):
             return await self._database.read(
                 lambda connection: documents.select_page(connection, collection, after, limit)

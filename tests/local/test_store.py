@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,10 +217,32 @@ def test_the_way_to_an_offset_does_not_depend_on_it(tmp_path: Path) -> None:
                 counted += 1
 
             connection.set_progress_handler(tick, 1)
-            assert len(select_page(connection, CHUNKS, after, 5)) == 5
+            page, complete = select_page(connection, CHUNKS, after, 5)
+            assert (len(page), complete) == (5, False)
             return counted
 
         assert steps(chunk_id(4_900)) == steps(chunk_id(1))
+
+
+async def test_a_chunk_costs_its_follower_one_look(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has seen everything waits; only a full page is followed by another look at once."""
+    looks = 0
+    read = database.read
+
+    async def counted(operation: Callable[[sqlite3.Connection], Any]) -> Any:
+        nonlocal looks
+        looks += 1
+        return await read(operation)
+
+    monkeypatch.setattr(database, "read", counted)
+    store = LocalStore(database, indexes=INDEXES)
+    async with listening(store.follow(CHUNKS, limit=3)) as pages:
+        for number in range(10):
+            following = asyncio.ensure_future(anext(pages))
+            await asyncio.sleep(0)  # it looks, or goes on waiting, before there is something
+            await store.create(f"{CHUNKS}/{chunk_id(number)}", {"offset": number})
+            assert [snapshot.data["offset"] for snapshot in await soon(following)] == [number]
+    assert looks <= 1 + 10  # the first one may find nothing
 
 
 @pytest.mark.slow
