@@ -12,11 +12,12 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TextIO, TypeVar
 
 from infra.local import cgroups
 from infra.local.sandbox_plan import launch
@@ -157,22 +158,24 @@ class LocalSandboxes(Sandboxes):
         if not NAME.fullmatch(spec.name):
             raise SandboxFailed(f"not a name for a sandbox: {spec.name!r}")
         python = self._interpreter()
-        with contextlib.ExitStack() as held:
-            with self._locked():
-                found = self._get(spec.name)
-                if found and found.session == spec.session:
-                    return found
-                if found:
-                    raise SandboxFailed(f"a sandbox of another session is called {spec.name}")
-                self._admit(spec)
-                meta = self._describe(spec)
-                record = self._record(meta.name, meta.uid)
-                listen, lock = self._prepare(record, meta, held)
-            try:
-                launch(record.directory, listen, lock, meta, spec, python=python, network=self._network)
-            except BaseException:
-                self._remove(record, meta)
-                raise
+        with self._locked():
+            found = self._get(spec.name)
+            if found and found.session == spec.session:
+                return found
+            if found:
+                raise SandboxFailed(f"a sandbox of another session is called {spec.name}")
+            self._admit(spec)
+            meta = self._describe(spec)
+            record = self._record(meta.name, meta.uid)
+            listener, lock = self._prepare(record, meta)
+        try:
+            with listener, lock:
+                launch(
+                    record.directory, listener.fileno(), lock.fileno(), meta, spec, python=python, network=self._network
+                )
+        except BaseException:
+            self._delete(meta.name, meta.uid)
+            raise
         return record.look() or Sandbox(meta.name, meta.uid, meta.session, Phase.ENDED, datetime.now(UTC), "deleted")
 
     def _interpreter(self) -> Path:
@@ -202,18 +205,20 @@ class LocalSandboxes(Sandboxes):
         start = int(uid, 16) % len(HOST_UIDS)
         return next(one for step in range(len(HOST_UIDS)) if (one := HOST_UIDS[start - step]) not in taken)
 
-    def _prepare(self, record: Record, meta: Meta, held: contextlib.ExitStack) -> tuple[int, int]:
-        """Make the directory, whole or not at all; returns the listening socket and the held launch lock."""
+    def _prepare(self, record: Record, meta: Meta) -> tuple[socket.socket, TextIO]:
+        """Make the directory, whole or not at all; returns the listening socket and the file locked for the launch."""
         for left in filter(LEFT.fullmatch, os.listdir(self._root)):  # by a process that was killed half way
             shutil.rmtree(self._root / left, ignore_errors=True)
         new = Record(self._root / f".{meta.uid}")
         new.directory.mkdir(mode=0o700)
         new.write_meta(meta)
-        listener = held.enter_context(listen(new.directory / "agent.sock"))
-        lock = held.enter_context((new.directory / "launching").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        new.directory.rename(record.directory)
-        return listener.fileno(), lock.fileno()
+        with contextlib.ExitStack() as held:
+            listener = held.enter_context(listen(new.directory / "agent.sock"))
+            lock = held.enter_context((new.directory / "launching").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            new.directory.rename(record.directory)
+            held.pop_all()
+        return listener, lock
 
     def _claim(self, name: str, uid: str, session: str) -> Sandbox:
         record = self._record(name, uid)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local import cgroups, sandbox_plan
+from infra.local import bubblewrap, cgroups, sandbox_plan
 from infra.local.sandbox_process import Process, boot_id, descendants
 from infra.local.sandbox_python import MARKER, ensure_python
 from infra.local.sandbox_record import OF, Record
@@ -251,3 +251,15 @@ def test_an_environment_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     made = (half / "pyvenv.cfg").stat().st_mtime_ns
     assert ensure_python(tmp_path) == python
     assert (half / "pyvenv.cfg").stat().st_mtime_ns == made
+
+
+async def test_a_launch_that_fails_leaves_nothing(
+    sandboxes: LocalSandboxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox that could not be started is refused at once, with the launcher's words, and is not there."""
+    missing = bubblewrap.find_bwrap().with_name("no-such-bwrap")
+    monkeypatch.setattr(bubblewrap, "find_bwrap", lambda: missing)
+    with pytest.raises(SandboxFailed, match="No such file"):
+        await sandboxes.create(spec("one"))
+    assert await sandboxes.list() == []
+    assert [name for name in os.listdir(tmp_path / "sandboxes") if name != ".lock"] == []
