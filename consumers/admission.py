@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from datetime import timedelta
 
 from consumers.context import Context
-from consumers.sessions import Held, change, end, held, sentence, write
+from consumers.sessions import Held, change, end, held, load, sentence, write
 from schemas.documents import Session, User, user_path
 from schemas.errors import Conflict, NoCapacity, NotFound, SandboxFailed, SandboxGone, Unavailable
 from schemas.events import SessionOpened
@@ -86,17 +86,21 @@ async def give_sandbox(context: Context, session_id: str, session: Session) -> b
         await end(context, session_id, SessionState.FAILED, sentence(error), final_offset=0)
         return True
     named = await change(context, session_id, lambda now: _name(context, now, sandbox))
-    if named is None:  # closed meanwhile, or another worker named another one: nobody wants this sandbox
-        await context.sandboxes.delete(sandbox.name, sandbox.uid)
-    else:
+    if named is not None:
         await context.publish(SessionOpened(epoch=named.epoch), session_id)
+        return True
+    current = await load(context, session_id)
+    if current is None or not current.session.live or current.session.pod_uid != sandbox.uid:
+        await context.sandboxes.delete(sandbox.name, sandbox.uid)  # closed meanwhile, or given another one
     return True
 
 
 def _name(context: Context, session: Session, sandbox: Sandbox) -> dict[str, object] | None:
-    if session.state is not SessionState.STARTING or session.pod_uid not in ("", sandbox.uid):
+    """Also for a session that another starter, who found no room, took back to the queue: its sandbox is there."""
+    if session.state not in (SessionState.QUEUED, SessionState.STARTING) or session.pod_uid not in ("", sandbox.uid):
         return None
     return {
+        "state": SessionState.STARTING,
         "position": None,  # only now: who goes back to the queue keeps the place that was shown
         "pod_name": sandbox.name,
         "pod_uid": sandbox.uid,

@@ -1,0 +1,62 @@
+"""Giving sandboxes: slow answers, several workers, a pool, and starts that fail."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from consumers.settlement import DONE
+from infra.local.sandboxes import LocalSandboxes
+from schemas.events import SessionRequested
+from schemas.lifecycle import SessionState
+from schemas.limits import Limits
+from schemas.ports import Sandbox, SandboxSpec
+from tests.consumers.house import House, house
+
+LIMITS = Limits()
+
+
+class LateAnswers(LocalSandboxes):
+    """Creates at once and says so late, as an API server under load does."""
+
+    def __init__(self, state: Path, python: Path) -> None:
+        super().__init__(state / "sandboxes", limits=LIMITS, python=python)
+        self.created, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        sandbox = await super().create(spec)
+        self.created.set()
+        await self.answer.wait()
+        return sandbox
+
+
+async def test_a_starter_that_hears_late_leaves_the_running_session_alone(
+    tmp_path: Path, empty_house: House, python: Path
+) -> None:
+    """The sweep started the session again with the very sandbox that the first starter made: it stays."""
+    late = LateAnswers(tmp_path / "state", python)
+    slow = House(replace(empty_house.fellow(), sandboxes=late), empty_house.clock, empty_house.hired)
+    session = await empty_house.record()
+    starting = asyncio.create_task(slow.handle(SessionRequested(user_id="alice"), session))
+    await late.created.wait()
+    empty_house.clock.forward(2 * LIMITS.request_timeout)
+    await empty_house.tick()
+    await empty_house.hire()
+    ready = await empty_house.until_state(session, SessionState.READY)
+    late.answer.set()
+    assert await starting == DONE
+    assert [sandbox.uid for sandbox in await empty_house.context.sandboxes.list()] == [ready.pod_uid]
+    assert (await empty_house.run(session, "echo here"))[1] == b"here\r\n"
+
+
+async def test_the_pool_gives_no_more_sandboxes_than_there_is_room_for(tmp_path: Path, python: Path) -> None:
+    """A warm sandbox is not counted until it is claimed; then it is one of those that the capacity bounds."""
+    async with house(tmp_path / "state", python, pool_size=1, capacity=1) as pooled:
+        await pooled.hire()
+        await pooled.ready("alice")
+        await pooled.tick()  # the pool is full again
+        waiting = await pooled.request("bob")
+        await pooled.until_state(waiting, SessionState.QUEUED)
+        await pooled.tick()
+        assert (await pooled.session(waiting)).state is SessionState.QUEUED
