@@ -119,11 +119,17 @@ async def _obtain(context: Context, session_id: str, session: Session) -> Sandbo
     for sandbox in await context.sandboxes.find(session_id):
         if sandbox.phase is not Phase.ENDED:
             return sandbox
-    return await _claim(context, session_id) or await context.sandboxes.create(spec(context, session_id, session))
+    claimed = None if session.image else await _claim(context, session_id)  # the pool is of the default image
+    return claimed or await context.sandboxes.create(spec(context, session_id, session))
 
 
 async def _claim(context: Context, session_id: str) -> Sandbox | None:
-    for warm in await context.sandboxes.list():
+    """A warm sandbox, if there is one. Raises NoCapacity: warm ones count only from the claim on, so it is bounded."""
+    sandboxes = await context.sandboxes.list()
+    taken = sum(each.session is not None and each.phase is not Phase.ENDED for each in sandboxes)
+    if taken >= context.limits.capacity:
+        raise NoCapacity(f"{taken} of {context.limits.capacity} sandboxes are in use")
+    for warm in sandboxes:
         if warm.session is None and warm.phase is Phase.RUNNING:
             try:
                 return await context.sandboxes.claim(warm.name, warm.uid, session_id)
