@@ -160,6 +160,7 @@ class Subscription:
     max_attempts: int = 10  # deliveries before the bus moves the message to dead letters
     retry_min: float = 1.0  # back-off of an unordered message after a nack
     retry_max: float = 60.0
+    retention: float = 7 * 24 * 3600.0  # how long an unacked message is kept
 
 
 class Delivery(Protocol):

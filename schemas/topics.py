@@ -32,7 +32,12 @@ LINKS_SUBSCRIPTION = Subscription(
     max_attempts=100,
 )
 TICKS_SUBSCRIPTION = Subscription(
-    name="scheduler-ticks-sweep", topic=SCHEDULER_TICKS, ack_deadline=60.0, max_outstanding=1, max_attempts=5
+    name="scheduler-ticks-sweep",
+    topic=SCHEDULER_TICKS,
+    ack_deadline=60.0,
+    max_outstanding=1,
+    max_attempts=5,
+    retention=600.0,  # Pub/Sub's least: an old tick is worth nothing
 )
 DEAD_LETTERS_SUBSCRIPTION = Subscription(
     name="dead-letters-undertaker", topic=DEAD_LETTERS, ack_deadline=30.0, max_outstanding=10, max_attempts=100
