@@ -43,6 +43,7 @@ from schemas.topics import (
 
 DRAIN_SECONDS = 20.0  # how long handlers under way may take after stop(); Kubernetes grants 30
 RETRY_MIN_SECONDS, RETRY_MAX_SECONDS = 0.1, 5.0
+SETTLE_TRIES = 3  # of an ack, a nack or a dead letter, before the message is left to come again
 UNEXPECTED_TRIES = 3  # of a handler that raises what it should not, before the message is refused
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,17 @@ class Worker:
             handling.cancel()
             lost.cancel()
             await asyncio.gather(handling, lost, return_exceptions=True)
-        await self._settle(delivery, verdict)
+        await self._settle_or_release(delivery, verdict)
+
+    async def _settle_or_release(self, delivery: Delivery, verdict: Settlement) -> None:
+        """A message that cannot be settled is let go of: held on to, it would block its key for a whole lease."""
+        for tried in range(SETTLE_TRIES):
+            try:
+                return await self._settle(delivery, verdict)
+            except Exception as error:
+                log.warning("message %s cannot be settled: %r", delivery.message_id, error)
+            await self._context.clock.sleep(RETRY_MIN_SECONDS * 2**tried)
+        delivery.release()
 
     async def _settle(self, delivery: Delivery, verdict: Settlement) -> None:
         match verdict:
