@@ -70,6 +70,8 @@ MAX_READ_BYTES = 4 * MIB
 MAX_PATH_BYTES = 1_024
 MAX_PATH_DEPTH = 100  # a walk holds one descriptor a level
 MAX_STRANGERS = 32  # connections that have proved nothing yet
+MAX_REFUSALS = 3  # of one stranger's claims, then it is closed
+STRANGER_READ_BYTES = 16 * KIB  # at once, so that no flood of frames holds the terminal up
 MAX_PENDING_BYTES = 256 * KIB  # queued for one connection before it is read no further
 MAX_START_ATTEMPTS = 3
 MAX_SHOWN_BYTES = 8 * KIB  # of a command's text in the transcript
@@ -555,6 +557,8 @@ class Shell:
 
     def prepare(self) -> None:
         """Write the file that the shell reads at its start."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.rc)
         write_private(self.rc, (_BASH_RC if self.is_bash else _SH_RC).replace("NONCE", self.nonce).encode())
 
     def argv(self) -> List[str]:
@@ -580,6 +584,7 @@ class Shell:
         path = self._path(number)
         data = text.encode("utf-8", "replace")  # JSON may carry half a surrogate pair
         os.makedirs(self.run_dir, 0o700, exist_ok=True)
+        self.forget(number)
         if self.is_bash:
             write_private(path + ".text", data if len(data) <= MAX_HISTORY_BYTES else b"")
         script = _BASH_SCRIPT if self.is_bash else _SH_SCRIPT
@@ -600,10 +605,15 @@ class Shell:
         """The exit code that the script of command `number` noted, if it got so far. A ^C at the wrong moment makes
         the terminal forget what was not read yet, and the shell then marks the next prompt with the ^C's own code."""
         try:
-            with open(self._path(number) + ".status", "rb") as file:
-                return int(file.read(8))
-        except (OSError, ValueError):
+            fd = os.open(self._path(number) + ".status", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
             return None
+        try:
+            return exit_code(os.read(fd, 8).decode("latin-1"))
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
 
     def has_started(self, number: int) -> bool:
         """Whether the script of command `number` ran its first line, whatever became of its mark."""
@@ -691,19 +701,19 @@ __pigeon_over $? {path}
 """
 
 
+def exit_code(text: str) -> Optional[int]:
+    """The exit code that a shell printed, or None for anything else: user code can write where the shell does."""
+    return int(text) if text.isdecimal() and len(text) < 4 and int(text) < 256 else None
+
+
 def quoted(text: str) -> str:
     """One word of shell input."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def write_private(path: str, data: bytes) -> None:
-    """Write a new file that only this user can read; one that is there is replaced."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o600)
-    except FileExistsError:
-        os.unlink(path)
-        fd = os.open(path, flags, 0o600)
+    """Write a new file that only this user can read. Raises OSError, FileExistsError too."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if os.write(fd, data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
@@ -1402,21 +1412,22 @@ class Runner:
 
     # Marks from the shell
 
-    def on_mark(self, fields: Sequence[str]) -> None:
+    def on_mark(self, fields: List[str]) -> None:
         """Take a mark of ours, at the current end of the transcript."""
-        kind, numbers = fields[0], [int(field) if field.isdigit() else -1 for field in fields[1:]]
-        if kind == "D" and len(numbers) == 2 and numbers[1] == self._terminal.pid:
-            self._prompt_due(numbers[0])
-        elif kind == "B" and len(numbers) == 1:
-            self._prompt_shown(numbers[0])
+        kind, values = fields[0], fields[1:]
+        if kind == "D" and values[1:] == [str(self._terminal.pid)]:
+            status = exit_code(values[0])
+            if status is not None:
+                self._prompt_due(status)
+        elif kind == "B" and len(values) == 1:
+            self._prompt_shown(exit_code(values[0]))
         elif kind == "C":
             self._line_started()
-        elif kind == "X" and len(numbers) == 1:
-            self._command_started(numbers[0])
+        elif kind == "X" and self.current is not None and values == [str(self.current.number)]:
+            self._command_started(self.current)
 
-    def _command_started(self, number: int) -> None:
-        command = self.current
-        if command is None or command.number != number or command.start_offset is not None:
+    def _command_started(self, command: Command) -> None:
+        if command.start_offset is not None:
             return
         echo_removed = self._marks.unseen < 2
         self._marks.expect()
@@ -1459,7 +1470,7 @@ class Runner:
         else:
             self._retype_in(START_SECONDS)
 
-    def _prompt_shown(self, status: int) -> None:
+    def _prompt_shown(self, status: Optional[int]) -> None:
         command = self.current
         if not self._terminal.shell_has_it:
             return
@@ -1467,10 +1478,10 @@ class Runner:
             if command.start_offset is None:
                 self._prompt_without_us()
                 return
-            if self._unconfirmed is None:
-                self._finish(status)  # somebody took our hook out of PROMPT_COMMAND
-            else:
+            if self._unconfirmed is not None:
                 self._confirm()
+            elif status is not None:  # somebody took our hook out of PROMPT_COMMAND
+                self._finish(status)
         self.at_prompt = True
         if self._terminal.holding:
             self._terminal.release()
@@ -2156,6 +2167,7 @@ class Connection:
         self.decoder = FrameDecoder(MAX_STRANGER_BYTES)
         self.role = ""  # "attach" or "control", once proved
         self.admitted_at = self.heard_at = time.monotonic()
+        self.refusals = 0
         self.working = False  # a request of this connection is being carried out
         self.closing = False
         self.position = 0
@@ -2486,7 +2498,7 @@ class Agent:
 
     def _receive(self, connection: Connection) -> None:
         try:
-            data = connection.sock.recv(256 * KIB)
+            data = connection.sock.recv(256 * KIB if connection.role else STRANGER_READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -2513,9 +2525,9 @@ class Agent:
         self._flush(connection)
 
     def _on_frame(self, connection: Connection, kind: int, argument: int, payload: bytes) -> None:
-        if kind == PING:
+        if kind == PING and connection.role:
             connection.queue(encode_frame(PONG, argument))
-        elif kind == PONG:
+        elif kind == PONG and connection.role:
             pass
         elif kind == OPEN:
             self._answer(connection, argument, self._open, decode_json(payload))
@@ -2530,8 +2542,7 @@ class Agent:
         else:
             raise ProtocolError("an unexpected frame of type {}".format(kind))
 
-    @staticmethod
-    def _answer(connection: Connection, request: int, action: Callable[[Json], Json], fields: Json) -> None:
+    def _answer(self, connection: Connection, request: int, action: Callable[[Json], Json], fields: Json) -> None:
         try:
             reply = dict(action(fields), ok=True)
         except Refused as refused:
@@ -2539,6 +2550,9 @@ class Agent:
         except OSError as error:
             reply = refusal(Refused("internal", str(error)))
         connection.queue(encode_frame(REPLY, request, encode_json(reply)))
+        connection.refusals += not reply["ok"]
+        if connection.refusals >= MAX_REFUSALS and not connection.role:
+            self._end(connection, str(reply["code"]), "refused too often")
 
     def _open(self, fields: Json) -> Json:
         key = _key(fields)
@@ -2717,6 +2731,7 @@ class Pump:
         while not self._dead():
             ready = self._wait(sock)
             if ready.get(0) and not self._fill(0, self._up):
+                _empty(sock, self._up)
                 return
             if ready.get(sock, 0) & ~select.POLLOUT and not self._fill(sock, self._down):
                 self._last_words()

@@ -210,11 +210,47 @@ def test_a_shell_that_is_killed_finished_nothing(terminal: Terminal) -> None:
     assert (terminal.stream.marks[-1]["exitCode"], terminal.stream.marks[-1]["signal"]) == (None, 9)
 
 
+FORGE = "n=${PROMPT-$PS1}; n=${n#*133;}; n=${n%%;*}; forge() { printf '\\e]133;%s;%s\\a' $n \"$1\"; }"
+
+
 def test_a_mark_of_somebody_who_knows_the_nonce_ends_nothing_while_a_program_runs(terminal: Terminal) -> None:
     """An end counts only when the shell holds the terminal."""
-    forge = "p=${PS1#*133;}; printf '\\e]133;%s;D;0;%s\\a' ${p%%;*} $$"
-    mark, printed = terminal.run(f'bash -c "$(declare -p PS1); {forge.replace("$", chr(92) + "$")}; sleep 0.2; exit 6"')
+    terminal.run("export PROMPT=$PS1")  # a script has no PS1 of its own
+    program = f'{FORGE}; forge "D;0;$PPID"; sleep 0.2; exit 6'
+    mark, printed = terminal.run(f"bash -c {wire.quoted(program)}")
     assert (mark["exitCode"], printed) == (6, b"")
+    assert mark["seconds"] > 0.2
+
+
+@pytest.mark.parametrize(
+    "body", ["", ";", "D", "D;;", "D;\\xb2;$$", "D;-1;$$", "D;999;$$", "D;1e1;$$", "B;x", "X;1", "X;", "C;C", "B;;;"]
+)
+def test_a_forged_mark_of_any_shape_hurts_nobody(terminal: Terminal, body: str) -> None:
+    """What looks like a mark and makes no sense is dropped, also while the shell holds the terminal."""
+    body = body.replace("\\", "\\\\") if "x" not in body else body
+    mark, _ = terminal.run(f"{FORGE}; forge $'{body.replace('$$', chr(39) + '$$' + chr(39))}'; (exit 6)")
+    assert mark["exitCode"] == 6
+    assert terminal.run("echo next")[1] == b"next\r\n"
+
+
+def test_files_that_a_user_puts_in_the_way_do_not_stop_the_agent(terminal: Terminal) -> None:
+    """User code can write to the run directory; a FIFO there makes nobody wait, and only that code is fooled."""
+    run_dir = terminal.process.run_dir
+    terminal.run(f"cd {run_dir}; mkfifo 2 2.text 2.status; mkdir 3 4.text; cd")
+    assert terminal.run("(exit 5)")[0]["exitCode"] == 5
+    assert terminal.run("echo three")[0]["reason"] == "not_started"
+    assert terminal.run("echo four")[0]["reason"] == "not_started"
+    assert terminal.run("echo five")[1] == b"five\r\n"
+
+
+def test_output_of_the_background_is_kept_between_the_commands(terminal: Terminal) -> None:
+    """A job that prints all the time loses no line to the way in which commands are typed."""
+    terminal.run("for ((i = 0; i < 400; i++)); do echo =$i; sleep 0.002; done &")
+    for number in range(30):
+        assert terminal.run(f"(exit {number})")[0]["exitCode"] == number
+    terminal.run("wait")
+    numbers = [int(match) for match in re.findall(rb"=(\d+)\r\n", terminal.stream.data)]
+    assert numbers == list(range(400))
 
 
 def test_a_nested_shell_that_inherits_the_prompt_confuses_nobody(terminal: Terminal) -> None:

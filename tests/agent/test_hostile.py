@@ -111,6 +111,8 @@ def test_open_is_checked(tmp_path: Path, fields: dict[str, object]) -> None:
         wire.encode_frame(wire.ATTACH, 0, b"[]"),
         wire.encode_frame(wire.CONTROL, 0, b"[" * 200_000),
         wire.encode_frame(wire.HELLO),
+        wire.encode_frame(wire.PING) * 100,
+        wire.encode_frame(wire.OPEN, 1, wire.encode_json({"key": "00" * 32})) * 10,
         wire.HEADER.pack(wire.OPEN, wire.MAX_STRANGER_BYTES + 1, 0),
         wire.HEADER.pack(wire.OPEN, 0xFFFFFFFF, 0),
     ],
