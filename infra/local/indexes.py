@@ -53,6 +53,16 @@ def write_entries(write: Write, collection: str, document: str, old: Set[Entry],
 
 def plan(indexes: Indexes, query: Query) -> Plan:
     """How a query is answered. Raises ValueError for one that no declared index answers."""
+    fields = check_query(indexes, query)
+    if not fields:
+        return _plan_by_id(query)
+    equal = {where.field: where.value for where in query.where if where.op == "=="}
+    ranges = [where for where in query.where if where.op != "=="]
+    return _plan_by_index(query, fields, equal, ranges)
+
+
+def check_query(indexes: Indexes, query: Query) -> tuple[str, ...]:
+    """The fields of the index that answers a query, none for one by id. Raises ValueError as `plan` does."""
     check_collection(query.collection)
     if query.after:
         check_id(query.after)
@@ -66,9 +76,8 @@ def plan(indexes: Indexes, query: Query) -> Plan:
     if len(equal) + len(ranges) < len(query.where) or not ranged <= {query.order_by} - set(equal):
         raise ValueError("a query takes one equality a field, and ranges on the field of its order")
     if not query.where and query.order_by is None:
-        return _plan_by_id(query)
-    fields = _declared(indexes, query, equal)
-    return _plan_by_index(query, fields, equal, ranges)
+        return ()
+    return _declared(indexes, query, equal)
 
 
 def _declared(indexes: Indexes, query: Query, equal: Mapping[str, Any]) -> tuple[str, ...]:

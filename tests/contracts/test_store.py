@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from infra.adapters.firestore import firestore_store
 from infra.local.database import Database
 from infra.local.store import LocalStore
 from schemas.documents import INDEXES
@@ -25,13 +26,27 @@ async def local_pair(folder: Path) -> AsyncIterator[Pair]:
         yield LocalStore(one, indexes=INDEXES), LocalStore(other, indexes=INDEXES)
 
 
-PAIRS: dict[str, Callable[[Path], AbstractAsyncContextManager[Pair]]] = {"local": local_pair}
+@asynccontextmanager
+async def firestore_pair(host: str, project: str) -> AsyncIterator[Pair]:
+    """Two clients with connections of their own."""
+    one = firestore_store(project, indexes=INDEXES, emulator=host)
+    other = firestore_store(project, indexes=INDEXES, emulator=host)
+    async with one as left, other as right:
+        yield left, right
 
 
-@pytest.fixture(params=PAIRS)
-async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """Two clients of one empty store, for each implementation."""
-    async with PAIRS[request.param](tmp_path) as pair:
+@pytest.fixture(params=["local", "firestore"])
+def opening(request: pytest.FixtureRequest, tmp_path: Path, project: str) -> AbstractAsyncContextManager[Pair]:
+    """A pair of clients that is still to be opened, for each implementation."""
+    if request.param == "local":
+        return local_pair(tmp_path)
+    return firestore_pair(request.getfixturevalue("firestore_host"), project)
+
+
+@pytest.fixture
+async def pair(opening: AbstractAsyncContextManager[Pair]) -> AsyncIterator[Pair]:
+    """Two clients of one empty store."""
+    async with opening as pair:
         yield pair
 
 
