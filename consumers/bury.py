@@ -16,6 +16,7 @@ from schemas.lifecycle import CommandState, SessionState
 from schemas.ports import Delivery, Message
 
 CAUSE, REASON = "pigeon-dead-letter-cause", "pigeon-dead-letter-reason"
+NEVER = ("command_conflict", "command_gap", "malformed")  # the agent's words for a command that it will not take
 KEPT_BYTES = 512 * 1024  # of a dead message; a document holds 1 MiB
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ def dead_letter(message: Message, cause: str, reason: str) -> Message:
 
 
 async def bury(context: Context, delivery: Delivery) -> Settlement:
-    """Keep it in `deadLetters`; fail the session or lose the command that waited for it. Healthy sessions stay."""
+    """Keep it in `deadLetters`; fail the session or lose the command that waited for it. Healthy sessions stay.
+
+    A command that is recorded is not lost with its message: the tender delivers it, or the session's end settles it.
+    """
     message = delivery.message
     log.error("dead letter %s: %s", delivery.message_id, dict(message.attributes))
     await _keep(context, delivery)
@@ -39,7 +43,7 @@ async def bury(context: Context, delivery: Delivery) -> Settlement:
     except MalformedEvent:
         return DONE
     reason = message.attributes.get(REASON, "its event could not be handled")
-    if isinstance(cloud_event.event, CommandSubmitted):
+    if isinstance(cloud_event.event, CommandSubmitted) and message.attributes.get(CAUSE) in NEVER:
         state, command = CommandState.LOST, cloud_event.event.command_id
         await commands.change(context, cloud_event.subject, command, state, reason=reason, ended_at=context.now())
     elif isinstance(cloud_event.event, SessionRequested):

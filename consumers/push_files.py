@@ -62,6 +62,8 @@ async def _transfer(
     except AgentUnreachable as error:
         return await record.unready(patient(context, cloud_event, error.code, str(error)))
     except AgentRefused as refusal:
+        if refusal.code == "in_progress":  # an earlier delivery's write goes on
+            return await record.unready(patient(context, cloud_event, refusal.code, str(refusal)))
         await record.write(TransferState.FAILED, code=refusal.code, message=str(refusal))
         return DONE
     await record.content(content)

@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from consumers import commands
 from consumers.context import Context
 from consumers.settlement import DONE, Later, Refuse, Settlement
-from schemas.errors import AgentUnreachable
+from schemas.errors import AgentRefused, AgentUnreachable
 from schemas.events import CommandSubmitted
 from schemas.lifecycle import CommandState
 
 PATIENCE = timedelta(seconds=5)  # with an agent that cannot be reached, counted from the submission
 RETRY_SECONDS = 0.2
+NOT_NOW = ("queue_full", "ended")  # refusals after which the command waits: its tender delivers or settles it
 
 
 async def run_command(context: Context, session_id: str, event: CommandSubmitted, at: datetime) -> Settlement:
@@ -30,4 +31,7 @@ async def run_command(context: Context, session_id: str, event: CommandSubmitted
         except AgentUnreachable:
             if context.now() - at < PATIENCE:
                 return Later(RETRY_SECONDS)
+        except AgentRefused as refusal:
+            if refusal.code not in NOT_NOW:
+                raise
     return DONE

@@ -8,10 +8,11 @@ from consumers.agent.client import AgentControl
 from consumers.context import Context
 from consumers.sessions import change, load
 from consumers.settlement import DONE, Later, Refuse, Settlement
+from schemas.documents import Command, command_path
 from schemas.envelope import CloudEvent
 from schemas.errors import AgentRefused, AgentUnreachable
 from schemas.events import InputSent, SignalSent, TerminalResized
-from schemas.lifecycle import TAKES_INPUT, SessionState
+from schemas.lifecycle import TAKES_INPUT, CommandState, SessionState
 
 PATIENCE = timedelta(seconds=10)  # how long an event waits for a session that starts, or an agent that is away
 RETRY_SECONDS = 0.1
@@ -27,10 +28,26 @@ async def send_input(context: Context, cloud_event: CloudEvent) -> Settlement:
     except AgentUnreachable as error:
         return patient(context, cloud_event, error.code, str(error))
     except AgentRefused as refusal:
-        if refusal.code != "input_full":
-            raise
-        return patient(context, cloud_event, refusal.code, str(refusal))
+        return await _refused(context, cloud_event, refusal)
     return DONE
+
+
+async def _refused(context: Context, cloud_event: CloudEvent, refusal: AgentRefused) -> Settlement:
+    match refusal.code:
+        case "ended":  # the shell is gone, and its session about to be
+            return DONE
+        case "unknown_command" if not await _waits(context, cloud_event):
+            return DONE
+        case "input_full" | "unknown_command":
+            return patient(context, cloud_event, refusal.code, str(refusal))
+    raise refusal
+
+
+async def _waits(context: Context, cloud_event: CloudEvent) -> bool:
+    """Whether the command to be cancelled is still on its way to the agent."""
+    assert isinstance(cloud_event.event, SignalSent)
+    snapshot = await context.store.get(command_path(cloud_event.subject, cloud_event.event.command_id or ""))
+    return snapshot is not None and Command.of(snapshot).state is CommandState.WAITING
 
 
 async def _send(control: AgentControl, cloud_event: CloudEvent) -> None:

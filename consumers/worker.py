@@ -133,7 +133,8 @@ class Worker:
         """A message that cannot be settled is let go of: held on to, it would block its key for a whole lease."""
         for tried in range(SETTLE_TRIES):
             try:
-                return await self._settle(delivery, verdict)
+                await self._settle(delivery, verdict)
+                return
             except Exception as error:
                 log.warning("message %s cannot be settled: %r", delivery.message_id, error)
             await self._context.clock.sleep(RETRY_MIN_SECONDS * 2**tried)
