@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 
 from infra.wiring import Backends
@@ -21,12 +22,14 @@ FAR = timedelta(days=3650)
 logger = logging.getLogger(__name__)
 
 
-async def close_sessions(ports: Backends) -> None:
+async def close_sessions(ports: Backends, say: Callable[[str], None]) -> None:
     """Close every live session and return when all have ended, or after CLOSE_SECONDS. Never raises PigeonError."""
     told: set[str] = set()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             while live := await _live_sessions(ports):
+                if not told:
+                    say(f"\nClosing {len(live)} session{'s' if len(live) > 1 else ''}; Ctrl-C once more: at once.")
                 for snapshot in live:
                     if snapshot.id not in told:
                         await _close(ports, snapshot.id)
@@ -54,7 +57,7 @@ async def delete_sandboxes(sandboxes: Sandboxes) -> None:
     """Remove every sandbox, warm ones included, within DELETE_SECONDS. Never raises PigeonError."""
     try:
         async with asyncio.timeout(DELETE_SECONDS):
-            for sandbox in await sandboxes.list():
-                await sandboxes.delete(sandbox.name, sandbox.uid)
+            found = await sandboxes.list()
+            await asyncio.gather(*(sandboxes.delete(sandbox.name, sandbox.uid) for sandbox in found))
     except (PigeonError, TimeoutError) as error:
         logger.warning("a sandbox may be left behind: %s", error or "removing took too long")

@@ -40,7 +40,7 @@ class PortInUse(PigeonError):
 
 
 def up(settings: Settings, roles: frozenset[str], user: str, say: Say) -> int:
-    """Run these roles until SIGINT or SIGTERM; returns the exit status: 0, or 1 if a part of the stack failed.
+    """Run these roles until a signal asks to stop; returns the exit status: 0, or 1 if a part of the stack failed.
 
     The page that it prints the address of is that `user`'s; `say` gets lines for people. Raises AlreadyRunning,
     PortInUse, InsecureSecret or another PigeonError at start.
@@ -74,7 +74,9 @@ def listen(port: int) -> socket.socket:
 
 
 class _Stops:
-    """SIGINT and SIGTERM: the first asks for an orderly stop, the second for a quick one, a third kills."""
+    """SIGINT, SIGTERM, SIGHUP: the first asks for an orderly stop, the second for a quick one, a third kills."""
+
+    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -83,13 +85,12 @@ class _Stops:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
+        for number in self.NUMBERS:
             loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in self.NUMBERS:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
@@ -97,7 +98,7 @@ class _Stops:
             self.asked.set()
         elif not self.forced.is_set():
             self.forced.set()
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self.NUMBERS:
                 signal.signal(number, signal.SIG_DFL)
 
 
@@ -111,6 +112,7 @@ class _Server(uvicorn.Server):
                 http="httptools",
                 ws="none",
                 lifespan="off",
+                proxy_headers=False,
                 access_log=False,
                 log_config=None,
                 server_header=False,
@@ -160,16 +162,15 @@ class _Stack:
         stops = _Stops()
         with stops.listening():
             async with backends(self._settings) as ports:
-                try:
-                    await self._serve(ports, stops)
-                finally:
-                    if self._is_whole():
-                        await delete_sandboxes(ports.sandboxes)
+                await self._serve(ports, stops)
+                if self._ends_sessions():
+                    await delete_sandboxes(ports.sandboxes)
         return 1 if self._failed else 0
 
-    def _is_whole(self) -> bool:
-        """Whether this process is the whole stack, so that nothing may outlive its orderly stop."""
-        return self._roles == frozenset(ROLES)
+    def _ends_sessions(self) -> bool:
+        """Whether nothing may outlive this process: it is the whole stack, and was asked to stop. After a failure
+        the sandboxes stay, and the next start goes on with their sessions."""
+        return self._roles == frozenset(ROLES) and not self._failed
 
     async def _serve(self, ports: Backends, stops: _Stops) -> None:
         consumer = worker(ports) if "worker" in self._roles else None
@@ -223,10 +224,9 @@ class _Stack:
     async def _close(self, ports: Backends, guard: Guard | None, stops: _Stops) -> None:
         if guard is not None:
             guard.closing = True
-        if not self._is_whole() or self._failed:
+        if not self._ends_sessions():
             return
-        self._say("\nClosing the sessions. Ctrl-C once more: at once.")
-        closing = asyncio.create_task(close_sessions(ports))
+        closing = asyncio.create_task(close_sessions(ports, self._say))
         await self._unless_forced(stops, {closing})
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)

@@ -117,6 +117,10 @@ class Page:
         """Close the tab."""
         self._browser.call("Target.closeTarget", {"targetId": self._target})
 
+    def to_front(self) -> None:
+        """Choose this tab."""
+        self.call("Page.bringToFront")
+
     def forget_cookies(self) -> None:
         """Forget who this browser is."""
         self._browser.forget()

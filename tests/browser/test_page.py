@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.chromium import Page
+from tests.browser.chromium import Browser, Page
 from tests.cli.pigeon import Pigeon
 
 pytestmark = pytest.mark.slow
@@ -99,7 +99,7 @@ def test_the_window_is_the_terminals_size(page: Page, pigeon: Pigeon) -> None:
 def test_questions_of_old_are_not_answered_again(page: Page, pigeon: Pigeon) -> None:
     """A reload replays what programs asked the terminal; its answers to the replay are not typed into the session."""
     with session_of(page, pigeon, "asker"):
-        page.type("printf '\\033[6n\\033[c'; read -rs -d R; read -rs -d c; echo answered\n")
+        page.type("printf '\\033[6n\\033[c'; read -rs -d R; read -rs -d c; echo answ''ered\n")
         shows(page, "answered")
         page.type("clear; echo one; cat -v\n")
         shows(page, "one")
@@ -109,6 +109,22 @@ def test_questions_of_old_are_not_answered_again(page: Page, pigeon: Pigeon) -> 
         page.until(f"{SCREEN}.split('two').length > 2")
         assert "^[" not in page.evaluate(SCREEN)
         page.type("\x04")
+
+
+def test_two_tabs_answer_once(browser: Browser, page: Page, pigeon: Pigeon) -> None:
+    """A session that is open in two tabs gets one answer to a question about its terminal, from the tab in front."""
+    question = "clear; printf '\\033[c'; read -rs -d c; read -rs -t 1 -N 1 REST; echo $((%d * 11)) rest=[${REST@Q}]\n"
+    with session_of(page, pigeon, "twin"):
+        second = browser.page()
+        second.open(page.evaluate("location.href"))
+        shows(second, "$")
+        second.until("document.getElementById('screen').ariaBusy === 'false'")
+        for number, tab in enumerate((second, page, second), 1):
+            tab.to_front()
+            tab.until("document.visibilityState === 'visible'")
+            tab.type(question % number)
+            shows(tab, f"{number * 11} rest=['']")
+        second.close()
 
 
 def test_a_session_ends_and_a_new_one_begins(page: Page, pigeon: Pigeon) -> None:
@@ -173,6 +189,29 @@ def test_a_broken_connection_is_picked_up(page: Page, tmp_path: Path, python: Pa
         rest.end()
     with pigeon.up():
         pass  # which ends what those left behind
+
+
+def test_events_do_not_depend_on_how_the_bytes_are_cut(page: Page, pigeon: Pigeon) -> None:
+    """The page's parser gives the same events for every cut of a stream."""
+    page.open(address(pigeon, "walker").partition("?")[0])
+    page.until("document.body.innerText.includes('pigeon open')")
+    outcomes = page.evaluate("""import('/page/stream.js').then(({ EventParser }) => {
+        const text = ': hi\\n\\nid: 5\\ndata: {}\\n\\n'
+            + 'event: state\\r\\ndata: one\\r\\ndata:two é\\r\\n\\r\\ndata: open';
+        const bytes = new TextEncoder().encode(text);
+        const outcomes = new Set();
+        for (let first = 0; first <= bytes.length; first++) {
+            for (let second = first; second <= bytes.length; second++) {
+                const parser = new EventParser();
+                const pieces = [bytes.slice(0, first), bytes.slice(first, second), bytes.slice(second)];
+                outcomes.add(JSON.stringify(pieces.flatMap((piece) => [...parser.feed(piece)])));
+            }
+        }
+        return [...outcomes];
+    })""")
+    assert [json.loads(outcome) for outcome in outcomes] == [
+        [{"type": "message", "data": "{}", "id": "5"}, {"type": "state", "data": "one\ntwo é", "id": ""}]
+    ]
 
 
 def test_without_a_ticket_the_page_says_what_to_do(page: Page, pigeon: Pigeon) -> None:

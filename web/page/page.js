@@ -4,10 +4,11 @@ import { Refused, call } from "./api.js";
 import { Typist } from "./input.js";
 import { Screen } from "./screen.js";
 import { follow } from "./stream.js";
+import { becomes } from "./visibility.js";
 import * as view from "./view.js";
 
 const RESIZE_PAUSE = 150; // ms without a change before the new size is sent
-const QUIET = 150; // ms without data after which a replay has caught up
+const CATCH_UP = 250; // ms for what was printed after the status had last counted bytes, a second or so ago
 const REMEMBERED = "pigeon.session";
 
 /** One session, shown: its stream, its input and its size. Leaving it stops all three. */
@@ -15,7 +16,8 @@ class Shown {
   #leaving = new AbortController();
   #live = false; // whether what comes now is new, or the replay of what was there before this page
   #position = 0;
-  #quietTimer = 0;
+  #counted = 0; // bytes of the transcript when this page came to it
+  #catchUpTimer = 0;
   #resizeTimer = 0;
 
   constructor(status, fresh) {
@@ -23,10 +25,13 @@ class Shown {
     this.status = status;
     this.sent = { rows: status.rows, cols: status.cols };
     this.#live = fresh;
+    this.#counted = status.usage.bytes;
+    view.showReplay(!fresh);
     this.typist = new Typist(this.id, (error) => refused(error));
     this.update(status);
     view.showSize(screen.size);
     void this.#sendSize(screen.size);
+    void this.#answer();
     void this.#follow();
   }
 
@@ -34,7 +39,7 @@ class Shown {
     this.#leaving.abort();
     this.typist.stop();
     clearTimeout(this.#resizeTimer);
-    clearTimeout(this.#quietTimer);
+    clearTimeout(this.#catchUpTimer);
   }
 
   update(status) {
@@ -62,8 +67,23 @@ class Shown {
     });
   }
 
+  /** Have this tab answer programs' questions about the terminal while it is seen and no other tab does. */
+  async #answer() {
+    screen.answers = false;
+    const signal = this.#leaving.signal;
+    const hold = async () => {
+      screen.answers = true;
+      await becomes("hidden", signal);
+      screen.answers = false;
+    };
+    while (!signal.aborted) {
+      await becomes("visible", signal);
+      await navigator.locks.request(`pigeon.${this.id}`, { signal }, hold).catch(() => {}); // left while it waited
+    }
+  }
+
   async #follow() {
-    this.#waitForQuiet();
+    this.#catchUp();
     const on = {
       data: (bytes, offset) => this.#draw(bytes, offset),
       gap: ({ length, reason }) => screen.remark(`[${length ?? "an unknown number of"} bytes were given up: ${reason}]`),
@@ -80,18 +100,17 @@ class Shown {
 
   #draw(bytes, offset) {
     this.#position = offset + bytes.length;
-    this.#waitForQuiet();
+    this.#catchUp();
     return screen.write(bytes, !this.#live);
   }
 
-  #waitForQuiet() {
-    if (this.#live) return;
-    clearTimeout(this.#quietTimer);
-    this.#quietTimer = setTimeout(() => {
-      // The status counts bytes as of a second or so ago: before that many there is more to replay.
-      if (this.#position >= this.status.usage.bytes) this.#live = true;
-      else this.#waitForQuiet();
-    }, QUIET);
+  /** Take what comes for new once the replay has passed the bytes that the status counts, and a little longer. */
+  #catchUp() {
+    if (this.#live || this.#catchUpTimer || this.#position < this.#counted) return;
+    this.#catchUpTimer = setTimeout(() => {
+      this.#live = true;
+      view.showReplay(false);
+    }, CATCH_UP);
   }
 
   async #end() {

@@ -38,6 +38,7 @@ export class Screen {
   #fit = new FitAddon();
   #unparsed = 0;
   #unparsedHistory = 0;
+  #answers = true;
 
   /** `on` has input(bytes), resize({rows, cols}) and title(text). */
   constructor(element, on) {
@@ -54,8 +55,8 @@ export class Screen {
     });
     this.terminal.loadAddon(this.#fit);
     this.terminal.open(element);
-    this.terminal.onData((text) => this.#isEcho() || on.input(this.#encoder.encode(text)));
-    this.terminal.onBinary((text) => this.#isEcho() || on.input(Uint8Array.from(text, (c) => c.charCodeAt(0))));
+    this.terminal.onData((text) => this.#isUnasked() || on.input(this.#encoder.encode(text)));
+    this.terminal.onBinary((text) => this.#isUnasked() || on.input(Uint8Array.from(text, (c) => c.charCodeAt(0))));
     this.terminal.onResize(on.resize);
     this.terminal.onTitleChange(on.title);
     // Tab and Escape belong to the program: without this key the keyboard could not leave the terminal.
@@ -109,8 +110,13 @@ export class Screen {
     this.terminal.write(`\r\n\x1b[0;2m${text}\x1b[0m\r\n`);
   }
 
-  /** Whether xterm speaks for itself about history: keys and pastes come while an event is being dispatched. */
-  #isEcho() {
-    return this.#unparsedHistory > 0 && window.event === undefined;
+  /** Whether xterm answers programs' questions here: one tab of a session is enough. */
+  set answers(yes) {
+    this.#answers = yes;
+  }
+
+  /** Whether xterm speaks for itself, and must not. Keys and pastes come while an event is being dispatched. */
+  #isUnasked() {
+    return window.event === undefined && (this.#unparsedHistory > 0 || !this.#answers);
   }
 }

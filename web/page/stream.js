@@ -1,8 +1,10 @@
 // The transcript as it grows: server-sent events read with fetch, picked up again where a connection broke.
 
 import { Refused, backoff, pause, refusal } from "./api.js";
+import { becomes } from "./visibility.js";
 
 const SILENCE = 45_000; // ms; the server says something at least every 15 s, so this connection is dead
+const UNSEEN = 60_000; // ms; browsers open six connections to a server: a tab that nobody sees gives its own back
 
 /**
  * Follow a transcript from offset 0 until it is complete or `signal` is aborted. Throws Refused where the server does.
@@ -13,6 +15,7 @@ const SILENCE = 45_000; // ms; the server says something at least every 15 s, so
 export async function follow(session, on, signal) {
   let position = "0";
   for (let attempt = 0; !signal.aborted; attempt++) {
+    await becomes("visible", signal);
     try {
       const events = connect(session, position, signal);
       for await (const event of events) {
@@ -33,6 +36,12 @@ export async function follow(session, on, signal) {
     const connection = new AbortController();
     const stop = () => connection.abort();
     signal.addEventListener("abort", stop);
+    let unseen = 0;
+    const onVisibility = () => {
+      clearTimeout(unseen);
+      if (document.hidden) unseen = setTimeout(stop, UNSEEN);
+    };
+    document.addEventListener("visibilitychange", onVisibility);
     let watchdog = setTimeout(stop, SILENCE);
     try {
       const response = await fetch(`/terminal-stream-output/${session}`, {
@@ -53,6 +62,8 @@ export async function follow(session, on, signal) {
       }
     } finally {
       clearTimeout(watchdog);
+      clearTimeout(unseen);
+      document.removeEventListener("visibilitychange", onVisibility);
       signal.removeEventListener("abort", stop);
       connection.abort();
     }

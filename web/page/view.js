@@ -90,6 +90,11 @@ export function showLink(state) {
   link.textContent = { live: "Connected", waiting: "Reconnecting", closed: "Transcript complete" }[state];
 }
 
+/** Whether the terminal is still being filled with what was printed before. */
+export function showReplay(replaying) {
+  byId("screen").ariaBusy = String(replaying);
+}
+
 export function showSize({ rows, cols }) {
   byId("size").textContent = `${cols} × ${rows}`;
 }
