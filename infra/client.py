@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+from pydantic import ValidationError
 
 from infra.local.keys import token_secret
 from infra.local.presence import find
@@ -27,6 +27,7 @@ from schemas.http import (
     ExecuteCommandResponse,
     ListCommandsResponse,
     ListSessionsResponse,
+    Problem,
     ReadFileResponse,
     SessionStatus,
     StreamedData,
@@ -47,12 +48,21 @@ TOKEN_LIFETIME = timedelta(minutes=5)  # signed anew for each request
 
 Answer = TypeVar("Answer", bound=Model)
 Streamed = StreamedData | StreamedGap | StreamedEnd | SessionStatus
-STREAMED: dict[str, type[StreamedData] | type[StreamedGap] | type[StreamedEnd] | type[SessionStatus]] = {
+STREAMED: dict[str, type[Streamed]] = {
     "message": StreamedData,
     "gap": StreamedGap,
     "state": SessionStatus,
     "end": StreamedEnd,
 }
+
+
+UNEXPECTED = "unexpected_answer"  # the code where the server is not one of ours, or of another version
+
+
+class Address(Model):
+    """What the local gateway answers to a request for a ticket."""
+
+    address: str
 
 
 class NotRunning(PigeonError):
@@ -196,7 +206,7 @@ class Client:
 
     async def address(self) -> str:
         """A fresh one-time address of the local page."""
-        return str(json.loads(await self._bytes("POST", "tickets"))["address"])
+        return (await self._call(Address, "POST", "tickets")).address
 
     async def stream(
         self, session: str, offset: int = 0, on_break: Callable[[PigeonError], None] = lambda _: None
@@ -213,11 +223,11 @@ class Client:
                     attempt, last_heard = 0, asyncio.get_running_loop().time()
                     position = event.id or position
                     if event.type == "problem":
-                        raise _problem(json.loads(event.data))
+                        raise _problem(event.data)
                     kind = STREAMED.get(event.type)
                     if kind is None:
                         continue
-                    item = kind.model_validate_json(event.data)
+                    item = _parse(kind, event.data)
                     yield item
                     if isinstance(item, StreamedEnd):
                         return
@@ -251,7 +261,7 @@ class Client:
         return await self._call(kind, "GET", function, params=params)
 
     async def _call(self, kind: type[Answer], method: str, path: str, **arguments: Any) -> Answer:
-        return kind.model_validate_json(await self._bytes(method, path, **arguments))
+        return _parse(kind, await self._bytes(method, path, **arguments))
 
     async def _bytes(self, method: str, path: str, **arguments: Any) -> bytes:
         for attempt in range(TRIES):
@@ -280,16 +290,25 @@ def backoff(attempt: int) -> float:
 
 def _failure(response: httpx.Response) -> CallFailed:
     try:
-        return _problem(response.json())
-    except (ValueError, KeyError, TypeError):
-        words = f"{response.request.url} answered {response.status_code}"
-        return CallFailed(response.status_code, "unexpected_answer", words)
+        return _problem(response.content)
+    except ValidationError:
+        words = f"{response.request.url} answered {response.status_code}, and no problem document"
+        return CallFailed(response.status_code, UNEXPECTED, words)
 
 
-def _problem(document: dict[str, Any]) -> CallFailed:
-    """A problem document as an error. Raises KeyError, TypeError or ValueError where it is none of ours."""
-    retry_after = float(document.get("retryAfter") or 0)
-    return CallFailed(int(document["status"]), str(document["code"]), str(document["detail"]), retry_after)
+def _problem(document: bytes | str) -> CallFailed:
+    """A problem document as an error. Raises ValidationError where it is none."""
+    problem = Problem.model_validate_json(document)
+    return CallFailed(problem.status, problem.code, problem.detail, float(problem.retry_after or 0))
+
+
+def _parse(kind: type[Answer], text: bytes | str) -> Answer:
+    """An answer or an event of a stream. Raises CallFailed where it is not what it should be."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        words = f"the server's {kind.__name__} is none: {error.errors(include_url=False)[0]['msg']}"
+        raise CallFailed(200, UNEXPECTED, words) from error
 
 
 def _words(error: httpx.TransportError, url: httpx.URL) -> str:

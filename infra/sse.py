@@ -25,14 +25,14 @@ class EventParser:
         self._id = ""
 
     def feed(self, data: bytes) -> Iterator[ServerSentEvent]:
-        """The events that `data` completes. Raises UnicodeDecodeError for a line that is no UTF-8."""
+        """The events that `data` completes. What is no UTF-8 is replaced, as the standard has it."""
         *lines, rest = data.split(b"\n")
         if lines:
             lines[0] = b"".join([*self._rest, lines[0]])
             self._rest = []
         self._rest.append(rest)
         for line in lines:
-            event = self._line(line.removesuffix(b"\r").decode())
+            event = self._line(line.removesuffix(b"\r").decode(errors="replace"))
             if event is not None:
                 yield event
 

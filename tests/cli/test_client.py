@@ -1,0 +1,153 @@
+"""The client against servers that go away, answer nonsense, or refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from infra import client as client_module
+from infra.client import CallFailed, Client, Unreachable
+from schemas.http import StreamedData, StreamedEnd, problem
+
+SESSION = "s" + "a" * 25
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    monkeypatch.setattr(client_module, "backoff", lambda attempt: 0.0)
+
+
+@asynccontextmanager
+async def client_of(handler: Callable[[Request], Response]) -> AsyncIterator[Client]:
+    """A client of a server that answers everything with `handler`."""
+
+    async def answer(request: Request) -> Response:
+        return handler(request)
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST", "DELETE"])])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+        yield Client(http)
+
+
+def message(offset: int, data: bytes) -> bytes:
+    body = json.dumps({"offset": offset, "data": base64.b64encode(data).decode()})
+    return f"id: {offset + len(data)}\ndata: {body}\n\n".encode()
+
+
+async def collect(client: Client) -> tuple[bytes, int | None]:
+    """All bytes of a stream, each at its offset, and where it ended."""
+    data, end = b"", None
+    async with aclosing(client.stream(SESSION)) as items:
+        async for item in items:
+            if isinstance(item, StreamedData):
+                assert item.offset == len(data)
+                data += item.data
+            elif isinstance(item, StreamedEnd):
+                end = item.final_offset
+    return data, end
+
+
+async def test_a_stream_that_breaks_is_picked_up_where_it_broke() -> None:
+    """Every byte once, whatever was cut: between events, within one, or with a problem in the stream."""
+    text = b"every byte, once and in order"
+    cuts: list[str] = []
+
+    def serve(request: Request) -> Response:
+        position = int(request.headers["last-event-id"])
+        cuts.append(request.headers["last-event-id"])
+        if position >= len(text):
+            return StreamingResponse(iter([b'event: end\ndata: {"finalOffset": %d}\n\n' % len(text)]))
+        piece = message(position, text[position : position + 3])
+        half = message(position + 3, text[position + 3 :])[:-4]
+        trouble = problem("store_unavailable", "later").model_dump_json(by_alias=True)
+        ends = [half, f"event: problem\ndata: {trouble}\n\n".encode(), b": keep-alive\n\n"]
+        return StreamingResponse(iter([piece, ends[position % 3]]))
+
+    async with client_of(serve) as client:
+        assert await collect(client) == (text, len(text))
+    assert cuts == [str(offset) for offset in range(0, len(text), 3)] + [str(len(text))]
+
+
+async def test_a_stream_that_is_refused_is_not_tried_again() -> None:
+    """Somebody else's session stays unknown however often one asks."""
+    asked = 0
+
+    def refuse(request: Request) -> Response:
+        nonlocal asked
+        asked += 1
+        return Response(problem("unknown_session", "no such session").model_dump_json(by_alias=True), 404)
+
+    async with client_of(refuse) as client:
+        with pytest.raises(CallFailed) as caught:
+            await collect(client)
+    assert (caught.value.code, asked) == ("unknown_session", 1)
+
+
+async def test_a_call_is_repeated_under_the_same_key() -> None:
+    """A server that stumbles gets the same request again, so that it counts once."""
+    keys: list[str] = []
+
+    async def stumble(request: Request) -> Response:
+        keys.append((await request.json())["requestId"])
+        if len(keys) < 3:
+            return Response(problem("store_unavailable", "later").model_dump_json(by_alias=True), 503)
+        return JSONResponse({"success": True})
+
+    app = Starlette(routes=[Route("/terminal-send-input", stumble, methods=["POST"])])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+        await Client(http).send_input(SESSION, b"x")
+    assert (len(keys), len(set(keys))) == (3, 1)
+
+
+async def test_a_limit_is_said_at_once() -> None:
+    """Too many sessions is an answer for a person, not something to wait for."""
+
+    def full(request: Request) -> Response:
+        document = problem("limit_reached", "at most 5", retry_after=30)
+        return Response(document.model_dump_json(by_alias=True), 429)
+
+    async with client_of(full) as client:
+        with pytest.raises(CallFailed, match="at most 5") as caught:
+            await client.create()
+    assert (caught.value.code, caught.value.retry_after) == ("limit_reached", 30.0)
+
+
+@pytest.mark.parametrize(
+    "answer", [PlainTextResponse("no", 404), JSONResponse([], 404), JSONResponse({"code": 1}, 404)]
+)
+async def test_an_answer_that_is_not_ours_is_an_error_with_a_code(answer: Response) -> None:
+    """Another program on that port, or a proxy in between, is told apart from our refusals."""
+    async with client_of(lambda request: answer) as client:
+        with pytest.raises(CallFailed) as caught:
+            await client.status(SESSION)
+    assert (caught.value.code, caught.value.status) == ("unexpected_answer", 404)
+
+
+async def test_a_success_that_is_not_ours_is_an_error_too() -> None:
+    """A page of HTML with status 200 is no session."""
+    async with client_of(lambda request: PlainTextResponse("<!doctype html>")) as client:
+        with pytest.raises(CallFailed) as caught:
+            await client.status(SESSION)
+    assert caught.value.code == "unexpected_answer"
+
+
+async def test_a_server_that_is_not_there_is_unreachable() -> None:
+    """The error names the address; it does not hang."""
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        with pytest.raises(Unreachable, match=f"127.0.0.1:{port}"):
+            await Client(http).sessions()
