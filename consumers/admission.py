@@ -6,6 +6,7 @@ import logging
 from collections import Counter, defaultdict
 from datetime import timedelta
 
+from consumers.commands import settle_left
 from consumers.context import Context
 from consumers.sessions import Held, change, end, held, load, sentence, write
 from schemas.documents import Session, User, user_path
@@ -83,7 +84,7 @@ async def give_sandbox(context: Context, session_id: str, session: Session) -> b
         await _back_to_queue(context, session_id, str(error))
         return False
     except SandboxFailed as error:
-        await end(context, session_id, SessionState.FAILED, sentence(error), final_offset=0)
+        await end_unstarted(context, session_id, SessionState.FAILED, sentence(error))
         return True
     named = await change(context, session_id, lambda now: _name(context, now, sandbox))
     if named is not None:
@@ -107,6 +108,13 @@ def _name(context: Context, session: Session, sandbox: Sandbox) -> dict[str, obj
         "tended_at": context.now(),  # from here on a silent tender is noticed
         "deadline": context.now() + context.limits.start_timeout,
     }
+
+
+async def end_unstarted(context: Context, session_id: str, state: SessionState, reason: str) -> None:
+    """End a session that has no sandbox, and its commands; if one is being created for it its creator deletes it."""
+    await settle_left(context, session_id, state, reason)
+    if await end(context, session_id, state, reason, final_offset=0):
+        await settle_left(context, session_id, state, reason)
 
 
 async def _back_to_queue(context: Context, session_id: str, why: str) -> None:

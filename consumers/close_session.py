@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 
-from consumers.admission import admit
-from consumers.commands import SESSION_CLOSED, settle_all
+from consumers.admission import admit, end_unstarted
+from consumers.commands import settle_left
 from consumers.context import Context
-from consumers.sessions import change, end, load
+from consumers.sessions import change, load
 from consumers.settlement import DONE, Refuse, Settlement
 from schemas.documents import Session
 from schemas.errors import AgentRefused, SandboxGone, Unavailable
 from schemas.events import CloseReason
-from schemas.lifecycle import CommandState, SessionState
+from schemas.lifecycle import SessionState
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,10 @@ async def close_session(context: Context, session_id: str, reason: CloseReason) 
     current = await load(context, session_id)
     if current is None:
         return Refuse("unknown_session", "no document of this session")
-    if not current.session.live or (reason is CloseReason.IDLE and not idle(context, current.session)):
+    if not current.session.live:
+        await settle_left(context, session_id, current.session.state, current.session.reason)
+        return DONE
+    if reason is CloseReason.IDLE and not idle(context, current.session):
         return DONE
     if not current.session.pod_uid:
         await close_unstarted(context, session_id, reason.value)
@@ -41,9 +44,7 @@ def idle(context: Context, session: Session) -> bool:
 
 async def close_unstarted(context: Context, session_id: str, reason: str) -> None:
     """End a session that has no sandbox; one that is being created for it is deleted by its creator."""
-    await settle_all(context, session_id, CommandState.KILLED, SESSION_CLOSED)
-    if await end(context, session_id, SessionState.CLOSED, reason, final_offset=0):
-        await settle_all(context, session_id, CommandState.KILLED, SESSION_CLOSED)
+    await end_unstarted(context, session_id, SessionState.CLOSED, reason)
     await admit(context)
 
 

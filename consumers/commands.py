@@ -141,3 +141,11 @@ async def settle_all(context: Context, session_id: str, state: CommandState, rea
     for unsettled in UNSETTLED:
         async for command_id, _ in in_state(context, session_id, unsettled):
             await change(context, session_id, command_id, state, reason=reason, ended_at=context.now())
+
+
+async def settle_left(context: Context, session_id: str, state: SessionState, reason: str) -> None:
+    """Settle what was recorded while its session was stepping to this end state: nothing delivers it any more."""
+    if state is SessionState.LOST:
+        await settle_all(context, session_id, CommandState.LOST, reason)
+    else:
+        await settle_all(context, session_id, CommandState.KILLED, SESSION_CLOSED)

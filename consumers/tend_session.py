@@ -9,7 +9,7 @@ from typing import Any
 from consumers import chunks
 from consumers.admission import admit
 from consumers.agent.client import AgentConnection, attach, connect, open_shell
-from consumers.commands import SESSION_CLOSED, deliver_waiting, settle_all
+from consumers.commands import deliver_waiting, settle_all, settle_left
 from consumers.context import Context
 from consumers.pool import fill
 from consumers.pump import Pump
@@ -53,7 +53,11 @@ async def tend_session(
 
 async def _say_again(context: Context, session_id: str, event: SessionOpened, message_id: str) -> None:
     current = await load(context, session_id)
-    if current is not None and current.session.live and _vacant(context, current.session, event, message_id):
+    if current is None:
+        return
+    if not current.session.live:  # whose end its former holder may not have finished
+        await settle_left(context, session_id, current.session.state, current.session.reason)
+    elif _vacant(context, current.session, event, message_id):
         await context.publish(SessionOpened(epoch=current.session.epoch), session_id)
 
 
@@ -280,11 +284,11 @@ async def finish(
     await context.controls.drop(current.id)
     if session.pod_uid:
         await context.sandboxes.delete(session.pod_name, session.pod_uid)
-    if sealed or state is SessionState.LOST:  # nobody knows whether a command that waits in the documents has run
+    if sealed:  # nobody knows whether a command that waits in the documents has run
         await settle_all(context, current.id, CommandState.LOST, reason)
-    else:
-        await settle_all(context, current.id, CommandState.KILLED, SESSION_CLOSED)
-    await end(context, current.id, state, reason, final_offset=final_offset)
+    await settle_left(context, current.id, state, reason)
+    if await end(context, current.id, state, reason, final_offset=final_offset):
+        await settle_left(context, current.id, state, reason)
     await admit(context)
     await fill(context)
 
