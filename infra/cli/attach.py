@@ -52,7 +52,7 @@ async def attach(client: Client, name: str) -> int:
     )
     status = await client.status(session)
     if status.state in ENDED:
-        typer.echo(f"pigeon: {session} is {describe(status)}: `pigeon tail` shows its transcript", err=True)
+        typer.echo(f"pigeon: {describe(status)} `pigeon tail {session}` shows its transcript", err=True)
         return 0
     typer.echo(f"pigeon: attached to {session}; ~. at the start of a line leaves it", err=True)
     attached = _Attached(client, status)
@@ -201,7 +201,7 @@ class _Attached:
 
     def _tell(self, status: SessionStatus) -> None:
         if status.state in ENDED:
-            self.parting = f"{status.session_id} is {describe(status)}"
+            self.parting = describe(status)
         elif status.state is not SessionState.READY:
             self._remark(describe(status))
         elif status.warning is not None:

@@ -17,7 +17,7 @@ from producers.identity import sign_local_token
 from schemas.errors import Malformed, Unauthenticated, UnknownSession
 from schemas.http import CleanupSessionResponse, SessionStatus
 from schemas.ids import is_session_id
-from schemas.lifecycle import LIVE, SessionState
+from schemas.lifecycle import LIVE
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ def print_sessions(sessions: Sequence[SessionStatus], *, ended: bool, as_json: b
         typer.echo(json.dumps([status.model_dump(mode="json", by_alias=True) for status in shown], indent=2))
         return 0
     for status in shown:
-        typer.echo(f"{status.session_id}  {_age(status.created_at):>8}  {describe(status)}")
+        typer.echo(f"{status.session_id}  {_age(status.created_at):>8}  {status.state:<9}  {status.reason}".rstrip())
     if not shown:
         typer.echo("no sessions" if ended else "no live sessions", err=True)
     return 0
@@ -77,10 +77,8 @@ def print_closed(answer: CleanupSessionResponse, *, as_json: bool) -> int:
 
 
 def describe(status: SessionStatus) -> str:
-    """A session's state in a few words."""
-    if status.state is SessionState.QUEUED and status.position:
-        return f"queued, number {status.position}"
-    return f"{status.state} ({status.reason})" if status.reason else str(status.state)
+    """What became of a session, or what it waits for, in a sentence."""
+    return status.reason or f"The session is {status.state}."
 
 
 def _age(since: datetime) -> str:

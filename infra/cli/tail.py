@@ -23,7 +23,7 @@ async def tail(client: Client, session: str) -> int:
             elif isinstance(item, StreamedGap):
                 tell_gap(item)
             elif isinstance(item, SessionStatus) and item.state in ENDED:
-                typer.echo(f"pigeon: the session is {describe(item)}", err=True)
+                typer.echo(f"pigeon: {describe(item)}", err=True)
     return 0
 
 
