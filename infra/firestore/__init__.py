@@ -1,0 +1,1 @@
+"""What Firestore is told at deployment: rules, indexes, exemptions and expiry."""
