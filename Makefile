@@ -1,13 +1,14 @@
 # Targets for people and for CI alike. `make help` lists them.
 PYTHON ?= python3
 PORT ?= 8080
+PROFILE ?= embedded
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pigeon needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -20,8 +21,12 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
-up: $(VENV)/.runtime ## start everything on 127.0.0.1:PORT (default 8080)
-	@exec $(BIN)/pigeon up --port $(PORT)
+$(VENV)/.gcp: $(VENV)/.runtime requirements-gcp.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-gcp.lock
+	@touch $@
+
+up: $(if $(filter emulators,$(PROFILE)),$(VENV)/.gcp,$(VENV)/.runtime) ## start everything on 127.0.0.1:PORT (default 8080); PROFILE=emulators
+	@PIGEON_PROFILE=$(PROFILE) exec $(BIN)/pigeon up --port $(PORT)
 
 demo: $(VENV)/.runtime ## a scripted session, streamed to this terminal
 	@exec $(BIN)/pigeon demo
@@ -35,6 +40,9 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, generated schemas
 
 test: $(VENV)/.dev ## every test, in random order, warnings as errors
 	$(BIN)/python -m pytest
+
+test-emulators: $(VENV)/.dev ## contracts, journeys and rules on Google's emulators
+	$(BIN)/python -m pytest tests/emulators tests/contracts
 
 bench: $(VENV)/.dev ## side-by-side figures; see bench/README.md
 	$(BIN)/python -m bench
@@ -50,4 +58,4 @@ lock: ## resolve the dependencies anew (needs uv)
 clean: ## remove the environment and the local state
 	rm -rf $(VENV) .pigeon
 
-.PHONY: help up demo check test bench schemas lock clean
+.PHONY: help up demo check test test-emulators bench schemas lock clean

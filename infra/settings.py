@@ -21,7 +21,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    profile: Literal["embedded"] = "embedded"
+    profile: Literal["embedded", "emulators"] = "embedded"
+    project: str = "pigeon-local"  # of Google Cloud, or of its emulators
     state: Path = Path(".pigeon")  # the folder of everything that is kept
     port: int = 8080
     network: Literal["none", "host"] = "none"

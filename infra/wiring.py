@@ -12,19 +12,14 @@ from consumers.context import Context
 from consumers.controls import Controls
 from consumers.worker import Worker
 from infra.clock import SystemClock
-from infra.local.bus import LocalBus
-from infra.local.database import Database
 from infra.local.keys import token_secret, worker_secret
 from infra.local.sandboxes import LocalSandboxes
-from infra.local.store import LocalStore
+from infra.profiles import PROFILES, Prune
 from infra.settings import Settings
 from producers.identity import LocalIdentity, SupabaseIdentity
 from producers.services import Services
-from schemas.documents import INDEXES
-from schemas.ports import Bus, Clock, Identity, Sandboxes
-from schemas.topics import SUBSCRIPTIONS, TOPICS
+from schemas.ports import Bus, Clock, Identity, Sandboxes, Store
 
-DATABASE_FILE = "pigeon.db"
 SANDBOXES_FOLDER = "sandboxes"
 
 
@@ -34,8 +29,9 @@ class Backends:
 
     settings: Settings
     clock: Clock
-    store: LocalStore
+    store: Store
     bus: Bus
+    prune: Prune | None
     sandboxes: Sandboxes
     identity: Identity
     secret: bytes
@@ -50,12 +46,13 @@ async def backends(settings: Settings) -> AsyncIterator[Backends]:
     clock = SystemClock()
     secret = await asyncio.to_thread(worker_secret, settings.state)
     identity = await asyncio.to_thread(_identity, settings)
-    async with Database(settings.state / DATABASE_FILE) as database:
+    async with PROFILES[settings.profile](settings, clock) as ports:
         yield Backends(
             settings=settings,
             clock=clock,
-            store=LocalStore(database, indexes=INDEXES),
-            bus=LocalBus(database, topics=TOPICS, subscriptions=SUBSCRIPTIONS, clock=clock),
+            store=ports.store,
+            bus=ports.bus,
+            prune=ports.prune,
             sandboxes=LocalSandboxes(
                 settings.state / SANDBOXES_FOLDER,
                 limits=settings.limits,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from infra.local.store import LocalStore
+from infra.profiles import Prune
 from schemas.envelope import encode, wrap
 from schemas.errors import PigeonError
 from schemas.events import ClockTicked
@@ -17,7 +17,7 @@ PRUNE_LIMIT = 1_000  # documents a tick
 logger = logging.getLogger(__name__)
 
 
-async def tick(bus: Bus, store: LocalStore, clock: Clock, seconds: float) -> None:
+async def tick(bus: Bus, clock: Clock, seconds: float, prune: Prune | None) -> None:
     """Publish clock.ticked and remove expired documents, at once and then every so many seconds, until cancelled.
 
     What fails is left to the next tick.
@@ -29,7 +29,8 @@ async def tick(bus: Bus, store: LocalStore, clock: Clock, seconds: float) -> Non
         except PigeonError as error:
             logger.warning("a tick was not published: %s", error)
         try:
-            await store.prune(now, PRUNE_LIMIT)
+            if prune is not None:
+                await prune(now, PRUNE_LIMIT)
         except PigeonError as error:
             logger.warning("expired documents were not removed: %s", error)
         await clock.sleep(seconds)

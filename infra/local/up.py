@@ -178,7 +178,7 @@ class _Stack:
         if consumer is not None:
             self._start("worker", consumer.run())
         if "ticker" in self._roles:
-            self._start("ticker", tick(ports.bus, ports.store, ports.clock, self._settings.tick_seconds))
+            self._start("ticker", tick(ports.bus, ports.clock, self._settings.tick_seconds, ports.prune))
         asked = asyncio.create_task(stops.asked.wait())
         await asyncio.wait({asked, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()

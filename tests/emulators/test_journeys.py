@@ -1,0 +1,33 @@
+"""The journeys of a person, on Google's emulators: the same promises, other adapters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.journeys.conftest import MakeStack, make_stack
+from tests.journeys.stack import Stack, User
+from tests.journeys.test_session import *  # noqa: F403 - every journey, none left out
+
+__all__ = ["make_stack"]
+
+
+@pytest.fixture
+async def stack(make_stack: MakeStack, firestore_host: str, pubsub_host: str, project: str) -> Stack:  # noqa: F811
+    """A whole stack whose bus and store are the emulators, in a project of its own."""
+    whole = make_stack(
+        PIGEON_PROFILE="emulators",
+        PIGEON_PROJECT=project,
+        FIRESTORE_EMULATOR_HOST=firestore_host,
+        PUBSUB_EMULATOR_HOST=pubsub_host,
+    )
+    await whole.start()
+    return whole
+
+
+@pytest.fixture
+async def alice(stack: Stack) -> AsyncIterator[User]:
+    """A signed-in user."""
+    async with stack.user("alice") as user:
+        yield user
