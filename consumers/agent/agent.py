@@ -80,6 +80,7 @@ ECHO_SECONDS = 0.05  # output this soon after input is what a person waits for
 HOLD_SECONDS = 0.02  # how long the start of something that may be our mark is held back
 ECHO_HOLD_SECONDS = 0.5  # how long the start of what may be the echo of our own typing is held back
 SETTLE_SECONDS = 0.1  # how long a prompt must stay when lines were typed ahead of it
+PRESUME_SECONDS = 1.0  # after which an interrupt at the prompt that brought no new prompt has left it as it was
 START_SECONDS = 3.0  # after which a line that did not start is typed again, and input no longer waits for a prompt
 ESCALATION_SECONDS = 2.0  # between INT, TERM and KILL
 GAP_SECONDS = 10.0  # how often discarded output is told of while it goes on
@@ -1296,6 +1297,7 @@ class Runner:
         self._settling: Optional[Timer] = None
         self._new_prompt = False  # the shell showed a new prompt after we typed, and our line has not started
         self._retyping: Optional[Timer] = None
+        self._presuming: Optional[Timer] = None
         self.stopping = False
         self.ended = False
         self._report: Optional[Callable[[], None]] = None  # the current command is over, this tells of it
@@ -1342,14 +1344,24 @@ class Runner:
 
     def typed(self, data: bytes) -> None:
         """Input went to the terminal: the prompt is no longer ours if that may have submitted a line."""
-        if b"\r" in data or b"\n" in data or b"\x03" in data:
+        lines = b"\r" in data or b"\n" in data
+        if lines or b"\x03" in data:
             self._type_ahead = True
-            self.interrupted()
+            self.interrupted(may_be_unheard=not lines)
 
-    def interrupted(self) -> None:
-        """Something else than us may have ended the line at the prompt; the next prompt is waited for."""
+    def interrupted(self, may_be_unheard: bool = True) -> None:
+        """Something else than us may have ended the line at the prompt; the next prompt is waited for. A shell may
+        take note of a SIGINT only with the next key: then the prompt is still there."""
+        _cancel(self._presuming)
+        if may_be_unheard and self.at_prompt:
+            self._presuming = self._loop.later(PRESUME_SECONDS, self._presume_prompt)
         self.at_prompt = False
         self.files_touched()
+
+    def _presume_prompt(self) -> None:
+        if self.current is None and self._terminal.shell_has_it:
+            self.at_prompt, self._type_ahead = True, False
+            self.advance()
 
     def files_touched(self) -> None:
         """Files changed outside of a submitted command: those are not the next command's doing."""
@@ -1385,8 +1397,7 @@ class Runner:
         self.on_urgent()
 
     def _retype_in(self, seconds: float) -> None:
-        if self._retyping is not None:
-            self._retyping.cancel()
+        _cancel(self._retyping)
         self._retyping = self._loop.later(seconds, self._retype)
 
     def _retype(self) -> None:
@@ -1414,6 +1425,7 @@ class Runner:
 
     def on_mark(self, fields: List[str]) -> None:
         """Take a mark of ours, at the current end of the transcript."""
+        _cancel(self._presuming)
         kind, values = fields[0], fields[1:]
         if kind == "D" and values[1:] == [str(self._terminal.pid)]:
             status = exit_code(values[0])
@@ -1496,8 +1508,7 @@ class Runner:
 
     def _settle(self) -> None:
         """Wait until the shell has read what was typed ahead: the prompt that stays is the one to use."""
-        if self._settling is not None:
-            self._settling.cancel()
+        _cancel(self._settling)
         self._settling = self._loop.later(SETTLE_SECONDS, self._settled)
 
     def _settled(self) -> None:
@@ -1527,7 +1538,7 @@ class Runner:
         noted = self._shell.status(command.number)
         status = status if noted is None else noted
         self._unconfirmed = None
-        self._cancel_escalation()
+        _cancel(self._escalation)
         self._shell.forget(command.number)
         self._report = lambda: self._tell(command, end, status, cwd, seconds)
         if command.before is None or not self._may_scan():
@@ -1581,7 +1592,7 @@ class Runner:
 
     def shell_gone(self, code: Optional[int], number: Optional[int]) -> None:
         """The shell has ended with an exit code, or by a signal: settle every command, then mark the end."""
-        self._cancel_escalation()
+        _cancel(self._escalation)
         self.ended, self.at_prompt = True, False
         if self._report is not None:
             self._snapshot = drain(self._files.snapshot())
@@ -1600,7 +1611,7 @@ class Runner:
             self._begin(command)
         if self.stopping or code is None:
             command.kill_reason = command.kill_reason or ("stopped" if self.stopping else "shell_ended")
-        self._cancel_escalation()
+        _cancel(self._escalation)
         if command.start_offset is None:
             self._tell_unstarted(command, command.kill_reason or "shell_ended")
             return
@@ -1617,7 +1628,7 @@ class Runner:
             return
         command.kill_reason = reason
         if command.start_offset is not None:
-            self._cancel_escalation()
+            _cancel(self._escalation)
             self._escalate(0)
 
     def _escalate(self, step: int) -> None:
@@ -1628,11 +1639,6 @@ class Runner:
             self._escalation = self._loop.later(ESCALATION_SECONDS, lambda: self._escalate(step + 1))
         else:
             self._terminal.signal_shell(signal.SIGKILL)
-
-    def _cancel_escalation(self) -> None:
-        if self._escalation is not None:
-            self._escalation.cancel()
-            self._escalation = None
 
     # Looking at files
 
@@ -1687,6 +1693,11 @@ def drain(job: Job) -> Any:
             next(job)
         except StopIteration as stop:
             return stop.value
+
+
+def _cancel(timer: Optional[Timer]) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _nothing() -> None:
@@ -1945,9 +1956,7 @@ class Session:
         self._watch()
 
     def _take(self, data: bytes) -> None:
-        if self._hold is not None:
-            self._hold.cancel()
-            self._hold = None
+        _cancel(self._hold)
         if data:
             self._output_at = time.monotonic()
         urgent = self._output_at < self._urgent_until
@@ -1963,7 +1972,6 @@ class Session:
             self._gap_timer = self._loop.later(GAP_SECONDS, self._settle)
 
     def _release(self) -> None:
-        self._hold = None
         self.transcript.write(self._marks.release(), time.monotonic() < self._urgent_until)
 
     def _settle(self) -> None:

@@ -98,6 +98,20 @@ def test_interrupting_under_back_pressure(tmp_path: Path, how: str) -> None:
         assert reader.until_mark("finished", command)["exitCode"] == 130
 
 
+def test_an_interrupt_after_the_end_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    """A ^C makes the terminal forget what was not read yet, the mark of the end included; the code stays true."""
+    with agent(tmp_path, spoolBytes=50_000) as process:
+        terminal = Terminal(process)
+        terminal.stream.acking = False
+        command = terminal.submit("head -c 52000 /dev/zero | tr '\\0' x; touch done; (exit 3)")
+        wait_until((process.workspace / "done").exists)
+        wait_until((process.run_dir / "1.status").exists)
+        terminal.control.input(b"\x03")
+        reader = process.attach(epoch=2)
+        mark = reader.until_mark("finished", command)
+        assert (mark["exitCode"], mark["outcome"]) == (3, "exited")
+
+
 def test_interrupting_past_the_budget(tmp_path: Path) -> None:
     """`yes` whose output is thrown away is ended by Ctrl-C as at any time."""
     with agent(tmp_path, outputBytes=1_000) as process:
