@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 
 from consumers.admission import admit, end_unstarted
 from consumers.commands import settle_left
 from consumers.context import Context
-from consumers.sessions import change, load
+from consumers.sessions import change, load, sign_of_use
 from consumers.settlement import DONE, Refuse, Settlement
 from schemas.documents import Session
 from schemas.errors import AgentRefused, SandboxGone, Unavailable
@@ -30,7 +31,12 @@ async def close_session(context: Context, session_id: str, reason: CloseReason) 
     if not current.session.pod_uid:
         await close_unstarted(context, session_id, reason.value)
         return DONE
+    if reason is CloseReason.IDLE and await _used(context, session_id, current.session):
+        return DONE
     closing = await change(context, session_id, lambda session: _close(context, session, reason))
+    if closing is None:  # an earlier delivery may have died before it stopped the shell
+        current = await load(context, session_id)
+        closing = current.session if current is not None and current.session.state is SessionState.CLOSING else None
     if closing is not None:
         await _stop_shell(context, session_id, closing)
     return DONE
@@ -46,6 +52,20 @@ async def close_unstarted(context: Context, session_id: str, reason: str) -> Non
     """End a session that has no sandbox; one that is being created for it is deleted by its creator."""
     await end_unstarted(context, session_id, SessionState.CLOSED, reason)
     await admit(context)
+
+
+async def _used(context: Context, session_id: str, session: Session) -> bool:
+    """Whether the session was used after all: its tender hears that seconds late, and signs it later still."""
+    try:
+        control = await context.controls.get(session_id, session)
+        status = await control.request("status")
+    except (SandboxGone, Unavailable, AgentRefused):
+        return False
+    unused = timedelta(0) if status["busy"] else timedelta(seconds=status["lastInputSeconds"])
+    if unused >= context.limits.idle_timeout:
+        return False
+    activity = context.now() - unused
+    return await change(context, session_id, lambda now: sign_of_use(context, now, activity)) is not None
 
 
 def _close(context: Context, session: Session, reason: CloseReason) -> dict[str, object] | None:

@@ -14,11 +14,11 @@ import consumers.agent.agent as wire
 from consumers import chunks, commands
 from consumers.agent.client import KEEPALIVE_SECONDS, SILENCE_SECONDS, AgentConnection
 from consumers.context import Context
-from consumers.sessions import change, load
+from consumers.sessions import change, load, sign_of_use
 from schemas.documents import ChangedFile, Session, session_path
 from schemas.errors import AgentUnreachable, PigeonError, Superseded, Unavailable
 from schemas.events import Usage
-from schemas.lifecycle import CommandState, SessionState
+from schemas.lifecycle import CommandState
 from schemas.transcript import Data, Gap, Pacer, TranscriptWriter
 
 RETRY_MIN_SECONDS, RETRY_MAX_SECONDS = 0.05, 2.0  # while the store is away; the program in the sandbox just blocks
@@ -224,13 +224,7 @@ class Pump:
         if not session.live:
             return None
         fields: dict[str, Any] = {"tended_at": self._context.now(), "usage": self._usage(session)}
-        if session.state is SessionState.READY and activity > session.last_activity_at:
-            fields |= {"last_activity_at": activity, "warning": None, "deadline": self._deadline(session, activity)}
-        return fields
-
-    def _deadline(self, session: Session, activity: datetime) -> datetime:
-        limits = self._context.limits
-        return min(activity + limits.idle_timeout - limits.idle_warning, session.expires_at)
+        return fields | (sign_of_use(self._context, session, activity) or {})
 
     def _usage(self, session: Session) -> Usage:
         since = session.ready_at or self._context.now()

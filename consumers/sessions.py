@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from consumers.context import Context
@@ -80,6 +81,19 @@ def _changed(session: Session, fields: Change) -> Session:
     if state is not session.state:
         check_session_step(session.state, state)
     return session.model_copy(update={**fields, "live": state not in ENDED})
+
+
+def sign_of_use(context: Context, session: Session, activity: datetime) -> Change | None:
+    """What a ready session that was last used at `activity` changes, if that is news: no warning, a later deadline."""
+    if session.state is not SessionState.READY or activity <= session.last_activity_at:
+        return None
+    return {"last_activity_at": activity, "warning": None, "deadline": idle_deadline(context, session, activity)}
+
+
+def idle_deadline(context: Context, session: Session, activity: datetime) -> datetime:
+    """When the sweep must look at a session that is not used after `activity`."""
+    limits = context.limits
+    return min(activity + limits.idle_timeout - limits.idle_warning, session.expires_at)
 
 
 async def end(

@@ -13,7 +13,7 @@ from consumers.commands import deliver_waiting, settle_all, settle_left
 from consumers.context import Context
 from consumers.pool import fill
 from consumers.pump import Pump
-from consumers.sessions import Held, change, end, load, sentence
+from consumers.sessions import Held, change, end, idle_deadline, load, sentence
 from consumers.settlement import DONE, LEAVE, Settlement
 from schemas.documents import Session, session_path
 from schemas.errors import AgentRefused, AgentUnreachable, Diverged, PigeonError, SandboxFailed, SandboxGone, Superseded
@@ -127,14 +127,21 @@ class Tender:
     async def _tend_once(self) -> Settlement:
         await self._context.sandboxes.running(self._session.pod_name, self._session.pod_uid)
         await self._refresh()
-        if self._session.state is SessionState.CLOSING and not self._session.agent_boot_id:
-            await self._end(SessionState.CLOSED, self._session.reason, 0)  # closed before its shell ever started
-            return DONE
+        if self._closed_unopened():
+            return await self._close_unopened()
         connection = await self._connect()
         try:
             return await self._attend(connection)
         finally:
             await connection.close()
+
+    def _closed_unopened(self) -> bool:
+        return self._session.state is SessionState.CLOSING and not self._session.agent_boot_id
+
+    async def _close_unopened(self) -> Settlement:
+        """Closed before it was ready: nothing of what its shell may have said is in the transcript."""
+        await self._end(SessionState.CLOSED, self._session.reason, 0)
+        return DONE
 
     async def _refresh(self) -> None:
         current = await load(self._context, self._id)
@@ -176,10 +183,12 @@ class Tender:
         key = self._context.controls.key(self._id, self._session)
         await attach(connection, key, epoch=self._session.epoch, offset=offset)
         await self._become_ready(connection.boot_id)
+        if self._closed_unopened():
+            return await self._close_unopened()
         pump = Pump(self._context, self._id, self._session, connection, TranscriptWriter(offset))
         pumping = asyncio.create_task(pump.run())
         try:
-            await self._deliver_waiting()
+            await self._catch_up()
             ended = await pumping
         finally:
             pumping.cancel()
@@ -192,12 +201,15 @@ class Tender:
     async def _committed(self) -> int:
         newest = await chunks.last(self._context, self._owner)
         if newest is not None and newest.kind == "gap" and newest.length is None:
+            if self._session.state is SessionState.READY:  # whoever sealed it died before the session's end
+                raise SandboxGone(newest.reason)
             raise Superseded("the transcript was sealed by the sweep")
         return newest.end if newest is not None else 0
 
     async def _become_ready(self, boot_id: str) -> None:
         ready = await change(self._context, self._id, lambda session: self._ready_step(session, boot_id))
-        if ready is None:
+        if ready is None:  # ready already, or closed or failed since it was read
+            await self._refresh()
             return
         self._session = ready
         seconds = (self._context.now() - ready.created_at).total_seconds()
@@ -209,22 +221,26 @@ class Tender:
             raise Superseded(f"epoch {session.epoch} took over from {self._session.epoch}")
         if session.state is not SessionState.STARTING:
             return None
-        now, limits = self._context.now(), self._context.limits
+        now = self._context.now()
         return {
             "state": SessionState.READY,
             "agent_boot_id": boot_id,
             "ready_at": now,
             "last_activity_at": now,
-            "deadline": min(now + limits.idle_timeout - limits.idle_warning, session.expires_at),
+            "deadline": idle_deadline(self._context, session, now),
         }
 
-    async def _deliver_waiting(self) -> None:
+    async def _catch_up(self) -> None:
+        """Do what was to be done while nobody could reach the agent: hand over what waits, or stop the shell."""
         current = await load(self._context, self._id)
         try:
-            if current is not None:
+            if current is not None and current.session.state is SessionState.CLOSING:
+                control = await self._context.controls.get(self._id, current.session)
+                await control.request("stop")
+            elif current is not None:
                 await deliver_waiting(self._context, current)
-        except PigeonError as error:  # the pump tries again at every signature
-            log.info("session %s: waiting commands are delivered later: %s", self._id, error)
+        except PigeonError as error:  # commands are tried again at every signature, a close is forced by the sweep
+            log.info("session %s: what waits is done later: %s", self._id, error)
 
     async def _shell_ended(self, mark: dict[str, Any], usage: Usage) -> None:
         """Every byte and mark is durable: write the final offset first, so that a crash from here on loses nothing."""
