@@ -14,7 +14,7 @@ __all__ = ["make_stack"]
 
 
 @pytest.fixture
-async def stack(make_stack: MakeStack, firestore_host: str, pubsub_host: str, project: str) -> Stack:  # noqa: F811
+async def stack(make_stack: MakeStack, firestore_host: str, pubsub_host: str, project: str) -> Stack:
     """A whole stack whose bus and store are the emulators, in a project of its own."""
     whole = make_stack(
         PIGEON_PROFILE="emulators",
