@@ -76,21 +76,22 @@ def listen(port: int) -> socket.socket:
 class _Stops:
     """SIGINT, SIGTERM, SIGHUP: the first asks for an orderly stop, the second for a quick one, a third kills."""
 
-    NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __init__(self) -> None:
+        self._numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
+            self._numbers.append(signal.SIGHUP)
         self.asked = asyncio.Event()
         self.forced = asyncio.Event()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in self.NUMBERS:
+        for number in self._numbers:
             loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
-            for number in self.NUMBERS:
+            for number in self._numbers:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
@@ -98,7 +99,7 @@ class _Stops:
             self.asked.set()
         elif not self.forced.is_set():
             self.forced.set()
-            for number in self.NUMBERS:
+            for number in self._numbers:
                 signal.signal(number, signal.SIG_DFL)
 
 

@@ -88,6 +88,22 @@ def test_a_second_ctrl_c_does_not_wait(pigeon: Pigeon) -> None:
     assert left(processes) == sandboxes(pigeon) == set()
 
 
+def test_a_closed_terminal_ends_it_unless_nohup_says_no(pigeon: Pigeon) -> None:
+    """Closing the window is like Ctrl-C; started with nohup, the stack stays."""
+    with pigeon.up() as stack:
+        stack.signal(signal.SIGHUP)
+        assert stack.end().returncode == 0
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pigeon.up() as stack:
+            signal.signal(signal.SIGHUP, before)
+            stack.signal(signal.SIGHUP)
+            assert pigeon.run("sessions").returncode == 0
+            assert stack.runs()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_one_stack_a_folder_and_one_program_a_port(pigeon: Pigeon, tmp_path: Path) -> None:
     """A second `up` says why it does not start, in one line, and disturbs nobody."""
     with pigeon.up():
