@@ -1,0 +1,117 @@
+"""Faults between the adapter and the emulator: gRPC interceptors, and a wire that can be cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+import grpc.aio
+
+
+class Faults:
+    """What goes wrong at the next calls: `before` is sent, or `after` the server has done its work."""
+
+    def __init__(self) -> None:
+        self.before: list[grpc.StatusCode] = []
+        self.after: list[grpc.StatusCode] = []
+        self.calls = 0
+
+    def interceptors(self) -> list[grpc.aio.ClientInterceptor]:
+        """For every kind of call but Listen; cut the wire for that."""
+        return [_Unary(self), _Streamed(self)]
+
+    def check_before(self) -> None:
+        """Raises the next fault."""
+        self.calls += 1
+        if self.before:
+            raise failure(self.before.pop(0))
+
+    def check_after(self) -> None:
+        """Likewise."""
+        if self.after:
+            raise failure(self.after.pop(0))
+
+
+def failure(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
+    """As gRPC raises it."""
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details="injected")
+
+
+class _Unary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+
+    async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        """Fail before or after, or not."""
+        self._faults.check_before()
+        call = await continuation(details, request)
+        if self._faults.after:
+            await call
+        self._faults.check_after()
+        return call
+
+
+class _Streamed(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+
+    async def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
+        """Fail before, or not: a read that fails afterwards is no different."""
+        self._faults.check_before()
+        return await continuation(details, request)
+
+
+class Wire:
+    """A TCP proxy on the loopback; `cut` drops what is connected, and new connections go through."""
+
+    def __init__(self, target: str) -> None:
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
+        self._open: set[asyncio.StreamWriter] = set()
+        self.cuts = 0
+
+    def cut(self) -> None:
+        """At once, with a reset."""
+        self.cuts += 1
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Copy both ways until either end is gone."""
+        away_reader, away_writer = await asyncio.open_connection(self._host, self._port)
+        ends = {writer, away_writer}
+        self._open |= ends
+        copies = [
+            asyncio.ensure_future(_copy(reader, away_writer)),
+            asyncio.ensure_future(_copy(away_reader, writer)),
+        ]
+        try:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._open -= ends
+            for copy in copies:
+                copy.cancel()
+            for end in ends:
+                end.transport.abort()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def wire(target: str) -> AsyncIterator[tuple[Wire, str]]:
+    """A wire to `target`, and the "host:port" of its near end."""
+    line = Wire(target)
+    server = await asyncio.start_server(line.connected, "127.0.0.1", 0)
+    try:
+        yield line, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        line.cut()
