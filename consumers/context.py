@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from consumers.controls import Controls
 from consumers.rounds import Rounds
-from schemas.envelope import encode, wrap
+from schemas.envelope import CloudEvent, encode, wrap
 from schemas.events import Event
 from schemas.limits import Limits
 from schemas.ports import Bus, Clock, Sandboxes, Store
@@ -37,5 +40,20 @@ class Context:
 
     async def publish(self, event: Event, subject: str, *, id: str | None = None) -> None:
         """Say something on the event's topic. Raises BusUnavailable."""
-        message = encode(wrap(event, subject=subject, source=self.source, time=self.now(), id=id))
-        await self.bus.publish(event.topic, message)
+        answer = wrap(
+            event, subject=subject, source=self.source, time=self.now(), id=id, traceparent=_traceparent.get()
+        )
+        await self.bus.publish(event.topic, encode(answer))
+
+
+_traceparent: ContextVar[str] = ContextVar("traceparent", default="")
+
+
+@contextmanager
+def answering(cloud_event: CloudEvent) -> Iterator[None]:
+    """What is published in this block, and in tasks that it starts, carries this event's trace context."""
+    token = _traceparent.set(cloud_event.traceparent)
+    try:
+        yield
+    finally:
+        _traceparent.reset(token)

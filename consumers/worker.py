@@ -9,7 +9,7 @@ from typing import Any
 
 from consumers.bury import bury, dead_letter
 from consumers.close_session import close_session
-from consumers.context import Context
+from consumers.context import Context, answering
 from consumers.open_session import open_session
 from consumers.pool import fill
 from consumers.push_files import push_files, send_file
@@ -183,7 +183,9 @@ class Worker:
 
     async def _dispatch(self, delivery: Delivery) -> Settlement:
         cloud_event = decode(delivery.message)
-        if isinstance(cloud_event.event, SessionOpened):
+        if not isinstance(cloud_event.event, SessionOpened):
+            return await dispatch(self._context, cloud_event)
+        with answering(cloud_event):
             return await tend_session(
                 self._context,
                 cloud_event.subject,
@@ -192,11 +194,15 @@ class Worker:
                 attempt=delivery.attempt,
                 stopping=self._stopping,
             )
-        return await dispatch(self._context, cloud_event)
 
 
 async def dispatch(context: Context, cloud_event: CloudEvent) -> Settlement:
     """Call the one handler of this event."""
+    with answering(cloud_event):
+        return await _handle(context, cloud_event)
+
+
+async def _handle(context: Context, cloud_event: CloudEvent) -> Settlement:
     session_id, event = cloud_event.subject, cloud_event.event
     match event:
         case SessionRequested():
