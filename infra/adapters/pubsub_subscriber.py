@@ -41,6 +41,7 @@ class Subscriber:
         self._lines: dict[str, deque[PubsubDelivery]] = {}  # by ordering key; the first is ready or delivered
         self._ready: deque[PubsubDelivery] = deque()
         self._arrived = asyncio.Event()
+        self._wanted = asyncio.Event()
         self._room = asyncio.Event()
         self._failure: PigeonError | None = None
         self._acks: Lane[str, None] = Lane(self._acknowledge, max_items=MAX_ACK_IDS)
@@ -59,13 +60,18 @@ class Subscriber:
                     return delivery
             if self._failure is not None:
                 raise self._failure
+            self._wanted.set()
             self._arrived.clear()
             await self._arrived.wait()
 
     async def pull_messages(self) -> None:
-        """Runs beside the iteration until cancelled: keeps one pull open while there is room."""
+        """Runs beside the iteration until cancelled: keeps one pull open while somebody waits and there is room.
+
+        A subscriber that nobody asks takes nothing: a message is better off with one that has time for it.
+        """
         pause = PAUSE_MIN_SECONDS
         while True:
+            await self._wanted.wait()
             room = await self._room_for()
             try:
                 received = await self._calls.pull(self._subscription.name, min(room, MAX_PULLED))
@@ -79,8 +85,7 @@ class Subscriber:
                 return
             else:
                 pause = PAUSE_MIN_SECONDS
-                for message in received:
-                    self._accept(message)
+                self._accept_all(received)
 
     async def extend_leases(self) -> None:
         """Runs beside the iteration until cancelled: extends what is held."""
@@ -144,6 +149,12 @@ class Subscriber:
             self._room.clear()
             await self._room.wait()
         return room
+
+    def _accept_all(self, received: Sequence[ReceivedMessage]) -> None:
+        for message in received:
+            self._accept(message)
+        if self._ready:
+            self._wanted.clear()
 
     def _accept(self, received: ReceivedMessage) -> None:
         delivery = PubsubDelivery(self, received, self._deadline, self._subscription.max_lease)
