@@ -58,6 +58,17 @@ class Worker:
         self._context = context
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handlers: dict[Subscription, Handler] = {
+            EVENTS_SUBSCRIPTION: self._dispatch,
+            LINKS_SUBSCRIPTION: self._dispatch,
+            TICKS_SUBSCRIPTION: self._dispatch,
+            DEAD_LETTERS_SUBSCRIPTION: lambda delivery: bury(self._context, delivery),
+        }
+
+    async def handle(self, subscription: Subscription, delivery: Delivery) -> None:
+        """Handle and settle one delivery that came by another way than a pull. Raises BusUnavailable where it cannot
+        be settled."""
+        await self._hold(delivery, subscription, self._handlers[subscription])
 
     def stop(self) -> None:
         """Take no more messages, finish what is under way, hand tended sessions to another worker."""
@@ -65,16 +76,10 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until stopped or cancelled; what is held and unsettled then comes again elsewhere."""
-        subscriptions: dict[Subscription, Handler] = {
-            EVENTS_SUBSCRIPTION: self._dispatch,
-            LINKS_SUBSCRIPTION: self._dispatch,
-            TICKS_SUBSCRIPTION: self._dispatch,
-            DEAD_LETTERS_SUBSCRIPTION: lambda delivery: bury(self._context, delivery),
-        }
         self._spawn(fill(self._context))
         try:
             async with asyncio.TaskGroup() as group:
-                for subscription, handler in subscriptions.items():
+                for subscription, handler in self._handlers.items():
                     group.create_task(self._serve(subscription, handler))
         finally:
             await self._cancel_rest()

@@ -33,6 +33,9 @@ class Settings(BaseModel):
     supabase_jwt_secret: str = ""
     supabase_issuer: str = ""
     token_audience: str = "authenticated"  # noqa: S105 - Supabase's audience, no secret
+    push_audience: str = ""  # of the tokens on push requests; without it nothing may be pushed
+    push_service_account: str = ""  # the e-mail address that those tokens name
+    push_keys_url: str = "https://www.googleapis.com/oauth2/v3/certs"  # Google's signing keys
     tick_seconds: float = 5.0  # how often the embedded ticker publishes; the cloud's scheduler does each minute
     limits: Limits = Limits()
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from consumers.context import Context
 from consumers.controls import Controls
+from consumers.push import PushServices
 from consumers.worker import Worker
+from infra.adapters.push import PushIdentity
 from infra.clock import SystemClock
 from infra.local.keys import token_secret, worker_secret
 from infra.local.sandboxes import LocalSandboxes
@@ -125,20 +127,35 @@ async def producer_services() -> Services:
 
     Raises what opening them raises; the next call tries again.
     """
-    return await asyncio.shield(_opening())
+    return _services(await asyncio.shield(_opening()))
+
+
+async def push_services() -> PushServices:
+    """What the push functions need; as `producer_services`. Raises ValueError where nobody is allowed to push."""
+    return _push_services(await asyncio.shield(_opening()))
+
+
+_services = functools.cache(services)
 
 
 @functools.cache
-def _opening() -> asyncio.Task[Services]:
-    opening = asyncio.create_task(_open())
+def _push_services(opened: Backends) -> PushServices:
+    settings = opened.settings
+    pusher = PushIdentity(
+        audience=settings.push_audience,
+        service_account=settings.push_service_account,
+        keys_url=settings.push_keys_url,
+    )
+    return PushServices(context(opened), pusher)
+
+
+@functools.cache
+def _opening() -> asyncio.Task[Backends]:
+    opening = asyncio.create_task(_kept.enter_async_context(backends(Settings.from_environment())))
     opening.add_done_callback(_forget_failure)
     return opening
 
 
-def _forget_failure(opening: asyncio.Task[Services]) -> None:
+def _forget_failure(opening: asyncio.Task[Backends]) -> None:
     if opening.cancelled() or opening.exception() is not None:
         _opening.cache_clear()
-
-
-async def _open() -> Services:
-    return services(await _kept.enter_async_context(backends(Settings.from_environment())))
