@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from consumers.commands import settle_left
 from consumers.context import Context
-from consumers.sessions import Held, change, end, held, load, sentence, write
+from consumers.sessions import Held, change, end, load, readable, sentence, write
 from schemas.documents import Session, User, user_path
 from schemas.errors import Conflict, NoCapacity, NotFound, SandboxFailed, SandboxGone, Unavailable
 from schemas.events import SessionOpened
@@ -40,7 +40,7 @@ async def fair_queue(context: Context) -> list[Held]:
     with none; within a round, who came first goes first.
     """
     query = Query("sessions", (Where("state", "==", SessionState.QUEUED.value),), order_by="queuedAt", limit=QUEUE_PAGE)
-    queue = [held(snapshot) for snapshot in await context.store.query(query)]
+    queue = readable(await context.store.query(query))
     turns = await _sandboxes_of(context, queue)
     order: list[tuple[int, int, Held]] = []
     for arrival, candidate in enumerate(queue):

@@ -7,18 +7,24 @@ from collections.abc import Awaitable, Callable
 
 
 class Rounds:
-    """Runs rounds one after the other; any number of calls during a round cause just one more."""
+    """Runs rounds one after the other; any number of calls during a round share just one more."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._wanted = False
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work`, or leave it to the round under way to run once more; raises what `work` raises."""
+        """Return when a round that began after this call is over; raises what `work` raises.
+
+        Every caller waits for it: were a round left to somebody else, it would be lost when that one is cancelled.
+        """
         self._wanted = True
-        if self._lock.locked():
-            return
         async with self._lock:
-            while self._wanted:
-                self._wanted = False
+            if not self._wanted:
+                return
+            self._wanted = False
+            try:
                 await work()
+            except BaseException:
+                self._wanted = True
+                raise

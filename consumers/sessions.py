@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+from pydantic import ValidationError
 
 from consumers.context import Context
 from schemas.documents import Session, User, plain, session_path, user_path
@@ -17,6 +20,8 @@ from schemas.ports import Snapshot, Transaction
 MAX_RETRIES = 20  # of one compare-and-set; each loss means that another writer got through
 
 Change = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,17 @@ class Held:
 def held(snapshot: Snapshot) -> Held:
     """Read a snapshot of a session."""
     return Held(snapshot.id, Session.of(snapshot), snapshot.version)
+
+
+def readable(page: Iterable[Snapshot]) -> list[Held]:
+    """Read a page of sessions; one that this version cannot read is left out, so that it harms no other."""
+    sessions = []
+    for snapshot in page:
+        try:
+            sessions.append(held(snapshot))
+        except ValidationError as error:
+            log.error("session %s cannot be read: %s", snapshot.id, error)
+    return sessions
 
 
 async def load(context: Context, session_id: str) -> Held | None:

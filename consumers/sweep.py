@@ -13,7 +13,7 @@ from consumers.admission import QUEUE_LOOK, admit, give_sandbox, write_positions
 from consumers.commands import settle_all
 from consumers.context import Context
 from consumers.pool import fill
-from consumers.sessions import Held, end, held, load, write
+from consumers.sessions import Held, end, load, readable, write
 from consumers.settlement import DONE, Settlement
 from consumers.tend_session import finish
 from schemas.documents import session_path
@@ -42,7 +42,7 @@ async def sweep(context: Context) -> Settlement:
 async def _due(context: Context, field: str, ago: timedelta) -> list[Held]:
     moment = context.now() - ago
     page = await context.store.query(Query("sessions", (Where(field, "<=", moment),), order_by=field, limit=DUE_PAGE))
-    return [held(snapshot) for snapshot in page]
+    return readable(page)
 
 
 async def _each(context: Context, sessions: list[Held], work: Callable[[Context, Held], Awaitable[None]]) -> None:
@@ -54,6 +54,8 @@ async def _each(context: Context, sessions: list[Held], work: Callable[[Context,
                 await work(context, current)
             except PigeonError as error:
                 log.warning("sweep: session %s is looked at again at the next tick: %s", current.id, error)
+            except Exception:
+                log.exception("sweep: session %s cannot be looked at", current.id)
 
     await asyncio.gather(*(one(current) for current in sessions))
 

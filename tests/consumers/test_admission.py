@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from consumers.rounds import Rounds
 from consumers.settlement import DONE
 from infra.local.sandboxes import LocalSandboxes
 from schemas.events import SessionRequested
@@ -60,3 +61,33 @@ async def test_the_pool_gives_no_more_sandboxes_than_there_is_room_for(tmp_path:
         await pooled.until_state(waiting, SessionState.QUEUED)
         await pooled.tick()
         assert (await pooled.session(waiting)).state is SessionState.QUEUED
+
+
+async def test_a_round_that_was_asked_for_is_run_though_the_one_under_way_is_cut_off() -> None:
+    """A worker whose lease was lost in the middle of an admission takes nobody's turn with it."""
+    rounds, begun, ran = Rounds(), asyncio.Event(), []
+
+    async def stuck() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def work() -> None:
+        ran.append(1)
+
+    first = asyncio.create_task(rounds.run(stuck))
+    await begun.wait()
+    others = [asyncio.create_task(rounds.run(work)) for _ in range(3)]
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(*others)
+    assert ran == [1]
+
+
+async def test_a_session_that_cannot_be_read_holds_up_no_other(empty_house: House) -> None:
+    """One document of an unknown shape, due and in the queue: the sweep and the admission go on without it."""
+    queued = {"state": SessionState.QUEUED, "queued_at": empty_house.clock.now()}
+    broken, healthy = [await empty_house.record(user, **queued) for user in ("alice", "bob")]
+    await empty_house.context.store.update(f"sessions/{broken}", {"rows": "many"})
+    empty_house.clock.forward(2 * LIMITS.request_timeout)
+    await empty_house.tick()
+    assert (await empty_house.session(healthy)).state is SessionState.STARTING
