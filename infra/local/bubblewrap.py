@@ -123,8 +123,18 @@ def command(jail: Jail, words: Sequence[str]) -> list[str]:
     """The command as it must be started: without a user namespace it has yet to become the user, for good."""
     if jail.user_namespace:
         return list(words)
+    tied = ("--pdeathsig", "KILL")  # a change of user unties it from its monitor
     none = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
-    return ["/usr/bin/setpriv", f"--reuid={jail.user}", f"--regid={jail.user}", "--clear-groups", *none, "--", *words]
+    return [
+        "/usr/bin/setpriv",
+        f"--reuid={jail.user}",
+        f"--regid={jail.user}",
+        "--clear-groups",
+        *none,
+        *tied,
+        "--",
+        *words,
+    ]
 
 
 @functools.cache
@@ -150,7 +160,7 @@ def _namespaces(jail: Jail) -> list[Argument]:
     return [
         *("--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup"),
         *([] if jail.host_network else ["--unshare-net"]),
-        *("--hostname", "sandbox", "--as-pid-1", "--new-session", "--cap-drop", "ALL"),
+        *("--hostname", "sandbox", "--as-pid-1", "--new-session", "--die-with-parent", "--cap-drop", "ALL"),
         *(
             ("--unshare-user", "--disable-userns", "--uid", str(jail.user), "--gid", str(jail.user))
             if jail.user_namespace

@@ -6,14 +6,15 @@ found and ended: first the monitor, then the sandbox's first process. What goes 
 
 The plan is a marshalled dict (`json` would take as long to import as everything else here takes): `directory`,
 `listen` and `lock` (inherited descriptors: the agent's listening socket, and a lock held for as long as the launch
-is under way), `uid` (to drop to, or null), `cgroups` (directories to join), `file_bytes` (largest file), `bwrap`
-(its path, or null for no sandbox) in its `bwrap_root` (what must be reachable with it), `arguments` (see
-infra/local/bubblewrap.py), `host_network` (whether it is shared), `command`, and `environment` and `workspace` for a
-process without a sandbox.
+is under way), `uid` (to drop to, or null), `cgroups` (directories to join), `file_bytes` (largest file),
+`lifetime_seconds`, `bwrap` (its path, or null for no sandbox) in its `bwrap_root` (what must be reachable with it),
+`arguments` (see infra/local/bubblewrap.py), `host_network` (whether it is shared), `command`, and `environment` and
+`workspace` for a process without a sandbox.
 """
 
 from __future__ import annotations
 
+import ctypes
 import marshal
 import os
 import resource
@@ -25,7 +26,7 @@ from typing import Any
 LAUNCH_SECONDS = 20  # a launch that takes longer has failed
 CLONE_NEWNS = 0x20000
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 0x2, 0x4, 0x1000, 0x4000, 0x80000
-PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
 ABSTRACT_UNIX_SOCKET = 1 << 128  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, in the third 64 bits
 SIGKILL = 9  # importing `signal` takes 8 ms
@@ -52,7 +53,7 @@ def launch(plan: Plan, directory: int) -> None:
     info, info_writer = os.pipe()
     gate, opener = os.pipe()
     recorded, recorder = os.pipe()
-    monitor = os.fork()
+    monitor = fork_orphan()
     if monitor == 0:
         os.close(recorder)
         become_sandbox(plan, directory, recorded, info_writer, gate)
@@ -63,10 +64,26 @@ def launch(plan: Plan, directory: int) -> None:
     process = hear(info)
     if process is None:
         os.kill(monitor, SIGKILL)
-        os.waitpid(monitor, 0)
         raise RuntimeError(read("log", directory).strip() or "it ended before it was set up")
     record(directory, monitor=monitor, init=process)
     os.write(opener, b"1")
+
+
+def fork_orphan() -> int:
+    """Fork a grandchild that has no parent here any more; its pid, or 0 in itself.
+
+    Bubblewrap ends a sandbox with its parent. That is to be the machine's init, rather than this process.
+    """
+    told, teller = os.pipe()
+    child = os.fork()
+    if child == 0:
+        grandchild = os.fork()
+        if grandchild == 0:
+            return 0
+        os.write(teller, b"%d" % grandchild)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(told, 20))
 
 
 def record(directory: int, **processes: int) -> None:
@@ -104,6 +121,7 @@ def become_sandbox(plan: Plan, directory: int, recorded: int, info: int, gate: i
         os.dup2(log, 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (plan["file_bytes"], plan["file_bytes"]))
+        libc("alarm", plan["lifetime_seconds"])  # outlasts exec, and ends the monitor, which ends the sandbox
         for cgroup in plan["cgroups"]:
             with open(os.path.join(cgroup, "cgroup.procs"), "w") as procs:
                 procs.write("0")
@@ -142,6 +160,7 @@ def supervise(plan: Plan, info: int, gate: int, status: int) -> None:
         os.close(info)
         os.read(gate, 1)
         libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what it leaves behind stays findable below it
+        libc("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
         os.chdir(plan["workspace"])
         os.execve(plan["command"][0], plan["command"], plan["environment"])  # noqa: S606
     os.close(plan["listen"])
@@ -206,8 +225,6 @@ def leave_abstract_sockets() -> None:
 
 def libc(name: str, *arguments: Any) -> int:
     """Call a function of the C library. Raises OSError where it answers with a negative number."""
-    import ctypes  # 7 ms that a plain user's sandboxes need not wait for
-
     answer: int = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
     if answer < 0:
         number = ctypes.get_errno()

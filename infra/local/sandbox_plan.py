@@ -78,6 +78,7 @@ def launch(
         "lock": lock,
         "cgroups": meta.cgroups if limited else [],
         "file_bytes": spec.file_bytes,
+        "lifetime_seconds": spec.lifetime_seconds,
         **(_jailed if meta.sandboxed else _bare)(request),
     }
     launcher = request.compiled(LAUNCHER, str(LAUNCHER), Path(sys.executable))

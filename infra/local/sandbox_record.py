@@ -33,6 +33,7 @@ from schemas.errors import Unavailable
 from schemas.ports import Phase, Sandbox
 
 OF = "@"  # between name and uid: an incarnation is never mistaken for another one of its name
+LIFETIME_OVER = "its lifetime is over"
 KILL_SECONDS = 10.0  # a killed process that is not gone by then hangs in the kernel
 MONITOR_SECONDS = 0.5  # the monitor writes the exit code within milliseconds
 GOT_NOWHERE = (1, 2, 126, 127)  # exit codes of a program that could not be executed, or broke down at once
@@ -51,6 +52,11 @@ class Meta:
     host_uid: int | None
     cgroups: list[str]
     sandboxed: bool
+
+    def over(self) -> bool:
+        """Whether its lifetime is."""
+        created_at = datetime.fromisoformat(self.created_at)
+        return datetime.now(UTC) >= created_at + timedelta(seconds=self.lifetime_seconds)
 
 
 class Record:
@@ -88,9 +94,9 @@ class Record:
         if init is None:
             self.end(meta, "")  # its launcher was killed half way
         if init and init.alive():
-            if datetime.now(UTC) < created_at + timedelta(seconds=meta.lifetime_seconds):
+            if not meta.over():
                 return sandbox
-            self.end(meta, "its lifetime is over")
+            self.end(meta, LIFETIME_OVER)
         return replace(sandbox, phase=Phase.ENDED, reason=self._why(meta))
 
     def process(self, role: str) -> Process | None:
@@ -155,6 +161,8 @@ class Record:
         log, killed = self._text("log"), cgroups.oom_kills(meta.cgroups)
         if code in (None, 137) and killed:
             return f"it ran out of memory: the kernel killed {killed} of its processes"
+        if code is None and meta.over():
+            return LIFETIME_OVER
         if code is None:
             return f"it could not be set up: {log}" if log else "it was killed from outside, monitor included"
         if code > 128:

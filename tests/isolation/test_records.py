@@ -59,14 +59,32 @@ async def test_the_agents_own_end_is_told(sandboxes: LocalSandboxes, tmp_path: P
     assert ended.reason == "its agent ended with exit code 0"
 
 
-async def test_a_killed_monitor_takes_no_sandbox_along(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
-    """The process outside of a sandbox only watches it; without it the end is noticed all the same."""
+async def test_a_sandbox_ends_with_its_monitor(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
+    """The process outside of a sandbox holds its lifetime; nothing is left running that nobody watches."""
     sandbox = await started(sandboxes, "one")
     folder = record(tmp_path, sandbox)
     assert process(folder, "monitor").kill(10)
-    assert await greeting(sandboxes, sandbox)
-    assert process(folder, "init").kill(10)
     assert "killed from outside" in (await soon(sandboxes.gone("one", sandbox.uid))).reason
+    assert process(folder, "init").wait(10)
+
+
+@pytest.mark.parametrize("unsafe", [False, True], ids=["bubblewrap", "unsafe"])
+async def test_a_lifetime_ends_with_nobody_there(tmp_path: Path, python: Path, unsafe: bool) -> None:
+    """A sandbox that nothing knows of any more, its directory removed, does not run for ever."""
+    sandboxes = LocalSandboxes(tmp_path / "sandboxes", limits=Limits(), unsafe=unsafe, python=python)
+    sandbox = await sandboxes.create(spec("one", lifetime_seconds=1))
+    folder = record(tmp_path, sandbox)
+    init, monitor = process(folder, "init"), process(folder, "monitor")
+    folder.directory.rename(tmp_path / "out of sight")
+    assert await asyncio.to_thread(init.wait, 20)
+    assert await asyncio.to_thread(monitor.wait, 20)
+    folder = Record(tmp_path / "out of sight")
+    ended = folder.look()
+    assert ended is not None
+    assert (ended.phase, ended.reason) == (Phase.ENDED, "its lifetime is over")
+    meta = folder.meta()
+    assert meta is not None
+    cgroups.remove(meta.cgroups)
 
 
 async def test_a_reused_pid_is_never_mistaken(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
