@@ -159,6 +159,8 @@ class FirestoreStore:
                             seen = version
                             yield snapshot
             except StoreUnavailable as error:
+                if self._calls.closed:
+                    raise
                 await outage.wait(error)
 
     async def follow(self, collection: str, *, after: str = "", limit: int = 32) -> AsyncIterator[list[Snapshot]]:
@@ -177,6 +179,8 @@ class FirestoreStore:
                         after = batch[-1].id
                         yield batch
             except StoreUnavailable as error:
+                if self._calls.closed:
+                    raise
                 await outage.wait(error)
 
     async def _states(self, path: str) -> AsyncGenerator[Snapshot | None, None]:

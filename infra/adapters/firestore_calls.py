@@ -58,6 +58,7 @@ class Calls:
         self._metadata = tuple(metadata)
         self._channel = connect()
         self._listening: dict[grpc.aio.Channel, int] = {}
+        self.closed = False
         self._commit = self._channel.unary_unary(
             SERVICE + "Commit",
             request_serializer=CommitRequest.SerializeToString,
@@ -75,7 +76,8 @@ class Calls:
         )
 
     async def close(self) -> None:
-        """End every call."""
+        """End every call; later ones raise StoreUnavailable."""
+        self.closed = True
         for channel in (self._channel, *self._listening):
             await channel.close()
 
@@ -194,6 +196,11 @@ def translated(*, doubt: bool = False) -> Iterator[None]:
         raise kind(_said(error)) from error
     except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:
         raise StoreUnavailable("the channel is closed") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise StoreUnavailable("the call was ended with its channel") from error  # gRPC says it like this
 
 
 def _kind(error: grpc.aio.AioRpcError) -> type[PigeonError]:
