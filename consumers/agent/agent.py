@@ -757,8 +757,7 @@ class Terminal:
             prctl(PR_SET_DUMPABLE, 1)
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             _prefer_for_oom_kill()
-            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
+            _reset_signals()
             for which, value in limits.items():
                 resource.setrlimit(which, (value, value))
             os.chdir(cwd)
@@ -891,6 +890,14 @@ def winsize(rows: int, cols: int) -> bytes:
 def _kill_group(group: int, number: int) -> None:
     with contextlib.suppress(OSError):
         os.killpg(group, number)
+
+
+def _reset_signals() -> None:
+    """Whoever started the agent may have ignored or blocked signals, which a child would inherit."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals():
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _prefer_for_oom_kill() -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,16 +156,19 @@ class Attachment:
     def _advance(self, offset: int, length: int) -> None:
         assert offset == self.position, "a hole or an overlap in the stream"
         self.position += length
-        if self.acking:
-            self.connection.send(wire.ACK, self.position)
+        self._ack(wire.ACK, self.position)
 
     def _take_mark(self, sequence: int, mark: Json) -> None:
         assert self.last_mark is None or sequence == self.last_mark + 1
         assert mark["offset"] <= self.position, "a mark before its bytes"
         self.last_mark = sequence
         self.marks.append(mark)
+        self._ack(wire.ACKMARK, sequence)
+
+    def _ack(self, kind: int, argument: int) -> None:
         if self.acking:
-            self.connection.send(wire.ACKMARK, sequence)
+            with suppress(ConnectionError):  # closed meanwhile; why is still to be read
+                self.connection.send(kind, argument)
 
     def until(self, condition: Callable[[], Any]) -> Any:
         """Take frames in until the condition holds; returns what it returned."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from consumers.agent import agent as wire
-from tests.agent.client import RequestRefused, Terminal, agent, program_runs, wait_until
+from tests.agent.client import AgentProcess, RequestRefused, Terminal, agent, program_runs, wait_until
 
 
 def started(terminal: Terminal, text: str) -> str:
@@ -163,6 +163,18 @@ def test_signals_reach_the_foreground(terminal: Terminal, name: str, code: int) 
     terminal.control.signal(name)
     mark = terminal.stream.until_mark("finished", command)
     assert (mark["exitCode"], mark["outcome"]) == (code, "exited")
+
+
+def test_ignored_signals_are_not_inherited(tmp_path: Path) -> None:
+    """An agent that was started with signals ignored, as background jobs are, gives its shell ordinary ones."""
+    ignoring = ["env", "--ignore-signal=QUIT", "--ignore-signal=INT", "--block-signal=TERM"]
+    process = AgentProcess(tmp_path, before=ignoring)
+    try:
+        process.open()
+        printed = Terminal(process).run("sh -c 'grep -E \"^Sig(Blk|Ign)\" /proc/self/status'")[1]
+        assert printed == b"SigBlk:\t0000000000000000\r\nSigIgn:\t0000000000000000\r\n"
+    finally:
+        process.stop()
 
 
 def test_an_idle_shell_survives_every_signal(terminal: Terminal) -> None:
