@@ -18,7 +18,7 @@ from infra.local.keys import token_secret, worker_secret
 from infra.local.sandboxes import LocalSandboxes
 from infra.profiles import PROFILES, Prune
 from infra.settings import Settings
-from producers.identity import LocalIdentity, SupabaseIdentity
+from producers.identity import AnyOf, LocalIdentity, SupabaseIdentity
 from producers.services import Services
 from schemas.ports import Bus, Clock, Identity, Sandboxes, Store
 
@@ -68,14 +68,16 @@ async def backends(settings: Settings) -> AsyncIterator[Backends]:
 
 
 def _identity(settings: Settings) -> Identity:
-    if settings.supabase_jwks_url or settings.supabase_jwt_secret:
-        return SupabaseIdentity(
-            issuer=settings.supabase_issuer,
-            audience=settings.token_audience,
-            jwks_url=settings.supabase_jwks_url,
-            secret=settings.supabase_jwt_secret,
-        )
-    return LocalIdentity(token_secret(settings.state))
+    local = LocalIdentity(token_secret(settings.state))  # the page and the command `pigeon` on this machine
+    if not (settings.supabase_jwks_url or settings.supabase_jwt_secret):
+        return local
+    supabase = SupabaseIdentity(
+        issuer=settings.supabase_issuer,
+        audience=settings.token_audience,
+        jwks_url=settings.supabase_jwks_url,
+        secret=settings.supabase_jwt_secret,
+    )
+    return AnyOf(local, supabase)
 
 
 def services(backends: Backends) -> Services:

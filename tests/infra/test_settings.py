@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import jwt
 import pytest
 
+from infra.local.keys import token_secret
 from infra.settings import Settings
-from infra.wiring import notice
-from schemas.errors import Malformed
+from infra.wiring import backends, notice
+from producers.identity import sign_local_token
+from schemas.errors import Malformed, Unauthenticated
 
 
 def test_without_any_variable_it_is_the_embedded_profile() -> None:
@@ -55,3 +58,17 @@ def test_less_isolation_is_said_in_every_session() -> None:
     """The first line of a session warns of a shared network and of no sandbox at all."""
     assert "network" in notice(Settings(network="host"))
     assert "WARNING" in notice(Settings(unsafe_no_sandbox=True))
+
+
+async def test_a_site_with_supabase_keeps_this_machines_own_way_in(tmp_path: Path) -> None:
+    """The learning site's users are known, and so are the page and the command on the machine itself; nobody else."""
+    secret, issuer = "s" * 32, "https://project.supabase.example/auth/v1"
+    settings = Settings(state=tmp_path, supabase_jwt_secret=secret, supabase_issuer=issuer)
+    claims = {"sub": "u-1", "aud": "authenticated", "iss": issuer, "exp": datetime.now(UTC) + timedelta(hours=1)}
+    async with backends(settings) as parts:
+        site = jwt.encode(claims, secret, algorithm="HS256")
+        assert (await parts.identity.verify(site)).user == "u-1"
+        own = sign_local_token(token_secret(tmp_path), "local", timedelta(hours=1))
+        assert (await parts.identity.verify(own)).user == "local"
+        with pytest.raises(Unauthenticated):
+            await parts.identity.verify(jwt.encode(claims, "x" * 32, algorithm="HS256"))
