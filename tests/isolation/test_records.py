@@ -68,6 +68,16 @@ async def test_a_sandbox_ends_with_its_monitor(sandboxes: LocalSandboxes, tmp_pa
     assert process(folder, "init").wait(10)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can do without user namespaces")
+async def test_without_user_namespaces_a_sandbox_may_outlive_its_monitor_but_not_its_lifetime(
+    sandboxes: LocalSandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the monitor has no right to end it; whoever looks does."""
+    monkeypatch.setattr(bubblewrap, "user_namespaces", lambda uid: False)
+    sandbox = await sandboxes.create(spec("one", lifetime_seconds=1))
+    assert (await soon(sandboxes.gone("one", sandbox.uid))).reason == "its lifetime is over"
+
+
 @pytest.mark.parametrize("unsafe", [False, True], ids=["bubblewrap", "unsafe"])
 async def test_a_lifetime_ends_with_nobody_there(tmp_path: Path, python: Path, unsafe: bool) -> None:
     """A sandbox that nothing knows of any more, its directory removed, does not run for ever."""
