@@ -190,21 +190,27 @@ def _after(piece: Piece, length: int) -> Piece | None:
 class Pacer:
     """When the next chunk may be written: at once for what a person waits for, at most four a second for a stream.
 
-    The first chunk after a quiet spell, the answer to a keystroke and a full chunk are never held back; a sustained
-    trickle doubles the interval up to MAX_INTERVAL, which bounds what a session can cost. Times are in seconds of one
-    monotonic clock.
+    The first chunk after a quiet spell, the answer to a keystroke and a full chunk are not held back; a sustained
+    trickle doubles the interval up to MAX_INTERVAL, which bounds what a session can cost. Nobody types faster than a
+    chunk every URGENT_INTERVAL: what is urgent and comes faster is a program's, and two of it in a row are enough.
+    Times are in seconds of one monotonic clock.
     """
 
     FIRST_INTERVAL = 0.015
     MAX_INTERVAL = 0.25
+    URGENT_INTERVAL = 0.04
 
     def __init__(self) -> None:
         self._last = float("-inf")
         self._interval = 0.0
+        self._urgent_from = float("-inf")
 
     def ready_at(self, *, urgent: bool, full: bool) -> float:
         """The moment from which the next chunk may be written; in the past means now."""
-        return float("-inf") if urgent or full else self._last + self._interval
+        if full:
+            return float("-inf")
+        paced = self._last + self._interval
+        return min(paced, self._urgent_from) if urgent else paced
 
     def wrote(self, now: float) -> None:
         """A chunk was committed at `now`."""
@@ -212,4 +218,6 @@ class Pacer:
             self._interval = self.FIRST_INTERVAL
         else:
             self._interval = min(max(2 * self._interval, self.FIRST_INTERVAL), self.MAX_INTERVAL)
+        followed_at_once = now - self._last < self.URGENT_INTERVAL
+        self._urgent_from = now + self.URGENT_INTERVAL if followed_at_once else now
         self._last = now
