@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 
 from consumers import commands
-from consumers.context import Context
+from consumers.context import Context, read_event
 from consumers.sessions import load
 from consumers.settlement import DONE, Settlement
 from consumers.tend_session import finish
-from schemas.envelope import decode
 from schemas.errors import AlreadyExists, MalformedEvent
 from schemas.events import CommandSubmitted, SessionRequested
 from schemas.lifecycle import CommandState, SessionState
@@ -39,7 +38,7 @@ async def bury(context: Context, delivery: Delivery) -> Settlement:
     log.error("dead letter %s: %s", delivery.message_id, dict(message.attributes))
     await _keep(context, delivery)
     try:
-        cloud_event = decode(message)
+        cloud_event = read_event(message)
     except MalformedEvent:
         return DONE
     reason = message.attributes.get(REASON, "its event could not be handled")

@@ -10,10 +10,15 @@ from datetime import datetime
 
 from consumers.controls import Controls
 from consumers.rounds import Rounds
-from schemas.envelope import CloudEvent, encode, wrap
+from schemas.envelope import CloudEvent, decode, encode, wrap
+from schemas.errors import MalformedEvent
 from schemas.events import Event
+from schemas.ids import is_session_id
 from schemas.limits import Limits
-from schemas.ports import Bus, Clock, Sandboxes, Store
+from schemas.ports import Bus, Clock, Message, Sandboxes, Store
+from schemas.topics import SESSION_EVENTS, SESSION_LINKS
+
+SESSION_TOPICS = frozenset({SESSION_EVENTS, SESSION_LINKS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,14 @@ class Context:
             event, subject=subject, source=self.source, time=self.now(), id=id, traceparent=_traceparent.get()
         )
         await self.bus.publish(event.topic, encode(answer))
+
+
+def read_event(message: Message) -> CloudEvent:
+    """The event in a message; its subject can be trusted in a document's path. Raises MalformedEvent."""
+    cloud_event = decode(message)
+    if cloud_event.event.topic in SESSION_TOPICS and not is_session_id(cloud_event.subject):
+        raise MalformedEvent(f"ce-subject is {cloud_event.subject[:80]!r}, which is no session", message.data)
+    return cloud_event
 
 
 _traceparent: ContextVar[str] = ContextVar("traceparent", default="")

@@ -9,7 +9,7 @@ from typing import Any
 
 from consumers.bury import bury, dead_letter
 from consumers.close_session import close_session
-from consumers.context import Context, answering
+from consumers.context import Context, answering, read_event
 from consumers.open_session import open_session
 from consumers.pool import fill
 from consumers.push_files import push_files, send_file
@@ -18,7 +18,7 @@ from consumers.send_input import send_input
 from consumers.settlement import DONE, LEAVE, Later, Leave, Refuse, Settlement
 from consumers.sweep import sweep
 from consumers.tend_session import tend_session
-from schemas.envelope import CloudEvent, decode
+from schemas.envelope import CloudEvent
 from schemas.errors import AgentRefused, MalformedEvent, PigeonError, Rejected, SandboxGone
 from schemas.events import (
     ClockTicked,
@@ -187,7 +187,7 @@ class Worker:
             await self._context.clock.sleep(verdict.delay)
 
     async def _dispatch(self, delivery: Delivery) -> Settlement:
-        cloud_event = decode(delivery.message)
+        cloud_event = read_event(delivery.message)
         if not isinstance(cloud_event.event, SessionOpened):
             return await dispatch(self._context, cloud_event)
         with answering(cloud_event):

@@ -66,7 +66,7 @@ def decode(message: Message) -> CloudEvent:
     """The event in a message. Raises MalformedEvent, with the bytes, for anything that is not one of ours."""
     try:
         return _decode(message.data, message.attributes)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, OverflowError) as error:
         raise MalformedEvent(_reason(error), message.data) from error
 
 
@@ -99,7 +99,7 @@ def _time(text: str) -> datetime:
     return time.astimezone(UTC)
 
 
-def _reason(error: ValueError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(_line(item) for item in error.errors(include_url=False, include_input=False))
     return str(error)

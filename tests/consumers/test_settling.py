@@ -7,16 +7,17 @@ import pytest
 from consumers import commands
 from consumers.agent.agent import MAX_WAITING_BYTES
 from consumers.bury import dead_letter
+from consumers.context import read_event
 from consumers.settlement import DONE
 from consumers.worker import SETTLE_TRIES
 from infra.local.subscriber import LocalDelivery, Subscriber
 from schemas.envelope import encode, wrap
-from schemas.errors import BusUnavailable
+from schemas.errors import BusUnavailable, MalformedEvent
 from schemas.events import CommandSubmitted, InputSent, SessionOpened, Signal, SignalSent, TerminalResized
 from schemas.lifecycle import CommandState
 from schemas.limits import MAX_COMMAND_BYTES
-from schemas.ports import Query
-from schemas.topics import DEAD_LETTERS
+from schemas.ports import Message, Query, Snapshot
+from schemas.topics import DEAD_LETTERS, SESSION_EVENTS
 from tests.consumers.house import House
 from tests.waiting import until
 
@@ -107,3 +108,22 @@ async def test_a_command_that_is_recorded_outlives_its_message(deserted: tuple[H
     await house.publish(SessionOpened(epoch=(await house.session(session)).epoch), session)
     assert (await house.ended(session, "c1")).exit_code == 0
     assert (await house.run(session, "echo next"))[1] == b"next\r\n"
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"ce-subject": "no/session/at-all"}, {"ce-time": "0001-01-01T00:00:00+14:00"}], ids=str
+)
+async def test_an_envelope_that_no_handler_can_read_is_buried_once(staffed: House, attributes: dict[str, str]) -> None:
+    """It goes to the dead letters with its reason, and is not dug up again and again there."""
+    event = CommandSubmitted(command_id="c", text="x")
+    message = encode(wrap(event, subject="s" + "a" * 25, source="/test", time=staffed.clock.now()))
+    broken = Message(message.data, {**message.attributes, **attributes}, "key")
+    await staffed.context.bus.publish(SESSION_EVENTS, broken)
+
+    async def buried() -> list[Snapshot]:
+        return await staffed.context.store.query(Query("deadLetters"))
+
+    (kept,) = await until(buried, "the message is buried")
+    assert kept.data["attributes"]["pigeon-dead-letter-cause"] == "malformed_event"
+    with pytest.raises(MalformedEvent):  # which burying takes for what it is: there is nothing more to do
+        read_event(broken)
