@@ -15,7 +15,7 @@ from infra.local.store import LocalStore
 from infra.settings import Settings
 from schemas.documents import INDEXES
 from schemas.errors import Unavailable
-from schemas.ports import Bus, Clock, Store
+from schemas.ports import Bus, Clock, Minter, Store
 from schemas.topics import SUBSCRIPTIONS, TOPICS
 
 DATABASE_FILE = "pigeon.db"
@@ -34,11 +34,13 @@ class ClientsMissing(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """A bus and a store. `prune` removes expired documents where no TTL policy does, at most so many."""
+    """A bus and a store. `prune` removes expired documents where no TTL policy does, at most so many; `minter` is there
+    where a browser can listen to the store itself."""
 
     store: Store
     bus: Bus
     prune: Prune | None = None
+    minter: Minter | None = None
 
 
 @asynccontextmanager
@@ -61,6 +63,7 @@ async def emulators(settings: Settings, clock: Clock) -> AsyncIterator[Ports]:
     """
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # our children exec at once; its handlers only warn
     try:
+        from infra.adapters.firebase_token import emulator_minter
         from infra.adapters.firestore import firestore_store
         from infra.adapters.pubsub import pubsub_bus
     except ImportError as error:
@@ -76,7 +79,7 @@ async def emulators(settings: Settings, clock: Clock) -> AsyncIterator[Ports]:
         pubsub_bus(settings.project, pubsub) as bus,
     ):
         await bus.create(TOPICS, SUBSCRIPTIONS)
-        yield Ports(store=store, bus=bus)
+        yield Ports(store=store, bus=bus, minter=emulator_minter(clock))
 
 
 PROFILES: Mapping[str, Callable[[Settings, Clock], AbstractAsyncContextManager[Ports]]] = {

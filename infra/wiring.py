@@ -20,7 +20,7 @@ from infra.profiles import PROFILES, Prune
 from infra.settings import Settings
 from producers.identity import AnyOf, LocalIdentity, SupabaseIdentity
 from producers.services import Services
-from schemas.ports import Bus, Clock, Identity, Sandboxes, Store
+from schemas.ports import Bus, Clock, Identity, Minter, Sandboxes, Store
 
 SANDBOXES_FOLDER = "sandboxes"
 
@@ -34,6 +34,7 @@ class Backends:
     store: Store
     bus: Bus
     prune: Prune | None
+    minter: Minter | None
     sandboxes: Sandboxes
     identity: Identity
     secret: bytes
@@ -55,6 +56,7 @@ async def backends(settings: Settings) -> AsyncIterator[Backends]:
             store=ports.store,
             bus=ports.bus,
             prune=ports.prune,
+            minter=ports.minter,
             sandboxes=LocalSandboxes(
                 settings.state / SANDBOXES_FOLDER,
                 limits=settings.limits,
@@ -88,7 +90,7 @@ def services(backends: Backends) -> Services:
         identity=backends.identity,
         clock=backends.clock,
         limits=backends.settings.limits,
-        minter=None,
+        minter=backends.minter,
         allowed_origins=frozenset(backends.settings.allowed_origins),
         source="/producers",
     )

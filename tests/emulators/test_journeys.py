@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -31,3 +33,10 @@ async def alice(stack: Stack) -> AsyncIterator[User]:
     """A signed-in user."""
     async with stack.user("alice") as user:
         yield user
+
+
+async def test_a_browser_gets_a_token_for_its_own_user(alice: User) -> None:
+    """With it the page listens to Firestore itself, as the same user and nobody else."""
+    answer = await alice.call("POST", "firestore-token", expect=200, json={})
+    claims = json.loads(base64.urlsafe_b64decode(answer["token"].split(".")[1] + "=="))
+    assert claims["uid"] == "alice"
