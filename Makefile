@@ -55,7 +55,7 @@ lock: ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o requirements-dev.lock -c requirements.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --extra build --extra gcp pyproject.toml -o requirements-gcp.lock -c requirements-dev.lock
 
-clean: ## remove the environment and the local state
-	rm -rf $(VENV) .pigeon
+clean: ## remove the environment; sessions and their transcripts in .pigeon stay
+	rm -rf $(VENV)
 
 .PHONY: help up demo check test test-emulators bench schemas lock clean
