@@ -13,6 +13,7 @@ from schemas.errors import AlreadyExists
 from schemas.ports import Subscription
 from schemas.topics import DEAD_LETTERS
 
+PUSH_SECONDS = 600  # the longest ack deadline, which is how long a pushed message's request may take
 MIN_ATTEMPTS, MAX_ATTEMPTS = 5, 100  # what a dead-letter policy takes
 
 
@@ -60,3 +61,12 @@ def policy(calls: Calls, subscription: Subscription) -> dict[str, Any]:
             "max_delivery_attempts": subscription.max_attempts,
         }
     return resource
+
+
+def push_policy(
+    calls: Calls, subscription: Subscription, *, endpoint: str, service_account: str, audience: str
+) -> dict[str, Any]:
+    """The same, pushed to an endpoint with a token for `audience` that Google signs for the service account."""
+    token = {"service_account_email": service_account, "audience": audience}
+    push = {"push_endpoint": endpoint, "oidc_token": token}
+    return {**policy(calls, subscription), "ack_deadline_seconds": PUSH_SECONDS, "push_config": push}
