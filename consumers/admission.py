@@ -17,7 +17,8 @@ from schemas.lifecycle import SessionState
 from schemas.ports import Phase, Query, Sandbox, SandboxSpec, Where
 
 QUEUE_PAGE = 200  # queued sessions looked at in one round
-QUEUE_LOOK = timedelta(minutes=1)  # how often the sweep looks at a queued session
+CLOSING_MARGIN = timedelta(minutes=10)  # that a sandbox outlives its session by, so that it is closed and not lost
+POOL_LIFE = timedelta(hours=1)  # that a sandbox may have been warm for when a session gets it
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +120,13 @@ async def end_unstarted(context: Context, session_id: str, state: SessionState, 
 
 async def _back_to_queue(context: Context, session_id: str, why: str) -> None:
     log.info("session %s waits: %s", session_id, why)
-    fields = {"state": SessionState.QUEUED, "deadline": context.now() + QUEUE_LOOK}
-    await change(context, session_id, lambda now: fields if now.state is SessionState.STARTING else None)
+
+    def requeue(session: Session) -> dict[str, object] | None:
+        if session.state is not SessionState.STARTING:
+            return None
+        return {"state": SessionState.QUEUED, "deadline": session.expires_at}
+
+    await change(context, session_id, requeue)
 
 
 async def _obtain(context: Context, session_id: str, session: Session) -> Sandbox:
@@ -138,12 +144,17 @@ async def _claim(context: Context, session_id: str) -> Sandbox | None:
     if taken >= context.limits.capacity:
         raise NoCapacity(f"{taken} of {context.limits.capacity} sandboxes are in use")
     for warm in sandboxes:
-        if warm.session is None and warm.phase is Phase.RUNNING:
+        if warm.session is None and warm.phase is Phase.RUNNING and not stale(context, warm):
             try:
                 return await context.sandboxes.claim(warm.name, warm.uid, session_id)
             except (Conflict, SandboxGone):
                 continue
     return None
+
+
+def stale(context: Context, warm: Sandbox) -> bool:
+    """Whether a warm sandbox has waited so long that it might not outlive a session."""
+    return context.now() - warm.created_at >= POOL_LIFE
 
 
 def spec(context: Context, session_id: str | None, session: Session | None, name: str = "") -> SandboxSpec:
@@ -156,7 +167,7 @@ def spec(context: Context, session_id: str | None, session: Session | None, name
         workspace_bytes=limits.workspace_bytes,
         processes=limits.processes,
         file_bytes=limits.file_bytes,
-        lifetime_seconds=int(limits.session_lifetime.total_seconds()),
+        lifetime_seconds=int((limits.session_lifetime + POOL_LIFE + CLOSING_MARGIN).total_seconds()),
         image=session.image if session else "",
     )
 

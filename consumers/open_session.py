@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.admission import QUEUE_LOOK, admit
+from consumers.admission import admit
 from consumers.context import Context
 from consumers.sessions import change, load
 from consumers.settlement import DONE, Refuse, Settlement
@@ -16,8 +16,7 @@ async def open_session(context: Context, session_id: str) -> Settlement:
     def enqueue(session: Session) -> dict[str, object] | None:
         if session.state is not SessionState.REQUESTED:
             return None
-        now = context.now()
-        return {"state": SessionState.QUEUED, "queued_at": now, "deadline": now + QUEUE_LOOK}
+        return {"state": SessionState.QUEUED, "queued_at": context.now(), "deadline": session.expires_at}
 
     if await change(context, session_id, enqueue) is None and await load(context, session_id) is None:
         return Refuse("unknown_session", "no document of this session")

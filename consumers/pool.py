@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from consumers.admission import spec
+from consumers.admission import spec, stale
 from consumers.context import Context
 from schemas.errors import NoCapacity, SandboxFailed, Unavailable
 from schemas.ids import new_id
@@ -20,11 +20,10 @@ async def fill(context: Context) -> None:
 
 async def _fill(context: Context) -> None:
     warm = [sandbox for sandbox in await context.sandboxes.list() if sandbox.session is None]
-    for sandbox in warm:
-        if sandbox.phase is Phase.ENDED:
-            await context.sandboxes.delete(sandbox.name, sandbox.uid)
-    alive = sum(sandbox.phase is not Phase.ENDED for sandbox in warm)
-    for _ in range(context.limits.pool_size - alive):
+    spent = [sandbox for sandbox in warm if sandbox.phase is Phase.ENDED or stale(context, sandbox)]
+    for sandbox in spent:
+        await context.sandboxes.delete(sandbox.name, sandbox.uid)
+    for _ in range(context.limits.pool_size - (len(warm) - len(spent))):
         if not await _add(context):
             return
 

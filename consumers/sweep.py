@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from consumers import chunks
-from consumers.admission import QUEUE_LOOK, admit, give_sandbox, write_positions
+from consumers.admission import admit, give_sandbox, write_positions
 from consumers.commands import settle_all
 from consumers.context import Context
 from consumers.pool import fill
@@ -61,11 +61,14 @@ async def _each(context: Context, sessions: list[Held], work: Callable[[Context,
 
 
 async def _look_at(context: Context, current: Held) -> None:
+    expired = context.now() >= current.session.expires_at
     match current.session.state:
+        case SessionState.REQUESTED | SessionState.QUEUED if expired:
+            await _expire_unstarted(context, current)
         case SessionState.REQUESTED:
             await _request_again(context, current)
         case SessionState.QUEUED:
-            await _write(context, current, deadline=context.now() + QUEUE_LOOK)
+            await _write(context, current, deadline=current.session.expires_at)
         case SessionState.STARTING:
             await _start_again_or_fail(context, current)
         case SessionState.READY:
@@ -80,6 +83,12 @@ async def _write(context: Context, current: Held, **fields: Any) -> bool:
     except (Conflict, NotFound):
         return False  # it moved meanwhile, and is not due any more
     return True
+
+
+async def _expire_unstarted(context: Context, current: Held) -> None:
+    """It has waited for its whole life; its handler checks again, in order with what its user sends."""
+    if await _write(context, current, deadline=context.now() + context.limits.closing_grace):
+        await context.publish(SessionClosed(reason=CloseReason.EXPIRED), current.id)
 
 
 async def _request_again(context: Context, current: Held) -> None:

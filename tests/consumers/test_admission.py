@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from consumers.admission import POOL_LIFE, spec
 from consumers.rounds import Rounds
 from consumers.settlement import DONE
 from infra.local.sandboxes import LocalSandboxes
@@ -91,3 +92,35 @@ async def test_a_session_that_cannot_be_read_holds_up_no_other(empty_house: Hous
     empty_house.clock.forward(2 * LIMITS.request_timeout)
     await empty_house.tick()
     assert (await empty_house.session(healthy)).state is SessionState.STARTING
+
+
+async def test_a_session_that_waits_for_its_whole_life_is_closed(tmp_path: Path, python: Path) -> None:
+    """Nothing stays in a live state for ever, and no place of its user's is taken for ever."""
+    async with house(tmp_path / "state", python, capacity=0) as full:
+        session = await full.record()
+        await full.handle(SessionRequested(user_id="alice"), session)
+        waiting = await full.session(session)
+        assert (waiting.state, waiting.deadline) == (SessionState.QUEUED, waiting.expires_at)
+        await full.tick()
+        assert (await full.session(session)).state is SessionState.QUEUED
+        full.clock.forward(LIMITS.session_lifetime)
+        await full.tick()
+        await full.hire()
+        assert (await full.until_state(session, SessionState.CLOSED)).reason == "expired"
+        assert await full.live_sessions() == 0
+
+
+async def test_a_sandbox_outlives_its_session_wherever_it_comes_from(tmp_path: Path, python: Path) -> None:
+    """Else a session would be lost at its longest life instead of closed, or early if its sandbox was warm for long."""
+    async with house(tmp_path / "state", python, pool_size=1) as pooled:
+        await pooled.tick()
+        (old,) = await pooled.context.sandboxes.list()
+        needed = POOL_LIFE + LIMITS.session_lifetime + LIMITS.closing_grace
+        assert spec(pooled.context, None, None, "pool").lifetime_seconds > needed.total_seconds()
+        pooled.clock.forward(POOL_LIFE)
+        session = await pooled.record()
+        await pooled.handle(SessionRequested(user_id="alice"), session)
+        assert (await pooled.session(session)).pod_uid != old.uid
+        await pooled.tick()
+        (warm,) = [sandbox for sandbox in await pooled.context.sandboxes.list() if sandbox.session is None]
+        assert warm.uid != old.uid
