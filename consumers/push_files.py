@@ -66,8 +66,10 @@ async def _transfer(
             return await record.unready(patient(context, cloud_event, refusal.code, str(refusal)))
         await record.write(TransferState.FAILED, code=refusal.code, message=str(refusal))
         return DONE
-    await record.content(content)
-    await record.write(TransferState.DONE, size=len(content), mode=mode)
+    if await record.content(content):
+        await record.write(TransferState.DONE, size=len(content), mode=mode)
+    else:
+        await record.write(TransferState.FAILED, code="conflict", message="it changed while it was read; ask again")
     return DONE
 
 
@@ -95,11 +97,13 @@ class _Record:
         await self.write(TransferState.FAILED, code=code, message=reason)
         return DONE
 
-    async def content(self, data: bytes) -> None:
-        """Write the content as chunks, like any transcript."""
+    async def content(self, data: bytes) -> bool:
+        """Write the content as chunks, like any transcript; False where an earlier delivery wrote, and read, others."""
         for offset in range(0, len(data) if self._path else 0, MAX_CHUNK_BYTES):
             piece = Data(offset, data[offset : offset + MAX_CHUNK_BYTES])
-            await chunks.append(self._context, self._path, piece, self._at + TRANSFER_LIFE)
+            if await chunks.append(self._context, self._path, piece, self._at + TRANSFER_LIFE) != piece:
+                return False
+        return True
 
     async def write(self, state: TransferState, **fields: Any) -> None:
         """Create the document in its end state."""

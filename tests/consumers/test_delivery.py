@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from consumers.chunks import append
 from consumers.settlement import DONE, Refuse
 from consumers.tend_session import tend_session
+from schemas.documents import Transfer, TransferState, transfer_path
 from schemas.events import (
     CloseReason,
     CommandSubmitted,
     FileItem,
+    FileRequested,
     FilesPushed,
     InputSent,
     SessionClosed,
@@ -18,6 +21,8 @@ from schemas.events import (
 )
 from schemas.ids import SessionId
 from schemas.lifecycle import CommandState, SessionState
+from schemas.limits import MAX_CHUNK_BYTES
+from schemas.transcript import Data
 from tests.consumers.house import House
 from tests.waiting import until
 
@@ -188,3 +193,17 @@ async def test_files_pushed_twice_are_written_once(staffed: House) -> None:
     await staffed.run(session, "echo changed > a.txt")
     await staffed.handle(event, session, id="push")
     assert (await staffed.run(session, "cat a.txt"))[1] == b"changed\r\n"
+
+
+async def test_a_file_that_changed_between_two_deliveries_is_not_handed_out_torn(staffed: House) -> None:
+    """The first delivery died after a chunk: what follows is of another version, and the transfer says so."""
+    session = SessionId(await staffed.ready())
+    event = FileRequested(path="big", transfer_id="t1")
+    await staffed.run(session, "head -c 300000 /dev/zero > big")
+    owner, now = transfer_path(session, "t1"), staffed.clock.now()
+    await append(staffed.context, owner, Data(0, b"\1" * MAX_CHUNK_BYTES), now)
+    assert await staffed.handle(event, session) == DONE
+    snapshot = await staffed.context.store.get(owner)
+    assert snapshot is not None
+    transfer = Transfer.of(snapshot)
+    assert (transfer.state, transfer.code) == (TransferState.FAILED, "conflict")
