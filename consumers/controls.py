@@ -30,13 +30,15 @@ class Controls:
     def peek(self, session_id: str) -> AgentControl | None:
         """The session's connection if there is a live one: saves reading the session for every keystroke."""
         control = self._open.get(session_id)
-        return control if control is not None and control.alive else None
+        if control is None or not control.alive:
+            return None
+        self._open.move_to_end(session_id)
+        return control
 
     async def get(self, session_id: str, session: Session) -> AgentControl:
         """A live connection to the session's agent. Raises SandboxGone, AgentUnreachable or AgentRefused."""
-        control = self._open.get(session_id)
-        if control is not None and control.alive:
-            self._open.move_to_end(session_id)
+        control = self.peek(session_id)
+        if control is not None:
             return control
         lock = self._locks.setdefault(session_id, asyncio.Lock())
         async with lock:
