@@ -73,7 +73,7 @@ def _echo(bench: Bench) -> Iterator[Figure]:
 
 
 def _commands(bench: Bench) -> Iterator[Figure]:
-    return commands.measure(bench.terminals, count=bench.scaled(500))
+    return commands.measure(bench.terminals, count=bench.scaled(300))
 
 
 def _flood(bench: Bench) -> Iterator[Figure]:
@@ -82,7 +82,7 @@ def _flood(bench: Bench) -> Iterator[Figure]:
 
 
 def _starts(bench: Bench) -> Iterator[Figure]:
-    return starts.measure(bench.stack, bench.cold, count=bench.scaled(50))
+    return starts.measure(bench.stack, bench.cold, count=bench.scaled(30))
 
 
 def _memory(bench: Bench) -> Iterator[Figure]:
@@ -107,7 +107,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
 def main() -> None:
     """Measure what was asked for and print the table."""
     options = _options()
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="pigeon-bench-") as folder, ExitStack() as held:
         bench = Bench(Path(folder), options.quick, held)
         figures: list[Figure] = []
@@ -115,10 +115,16 @@ def main() -> None:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             figures += PARTS[name](bench)
     print(table(figures))
-    load = os.getloadavg()[0]
-    print(f"\n{os.cpu_count()} cores, load {load:.1f} at the end, {time.monotonic() - began:.0f} s in all")
+    machine = {
+        "cores": os.cpu_count(),
+        "loadBefore": round(load, 1),
+        "loadAfter": round(os.getloadavg()[0], 1),
+        "seconds": round(time.monotonic() - began),
+    }
+    print("\n{cores} cores, load {loadBefore} before and {loadAfter} after, {seconds} s in all".format(**machine))
     if options.json:
-        options.json.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
+        document = {"machine": machine, "figures": [figure.as_json() for figure in figures]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:

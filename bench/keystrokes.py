@@ -10,7 +10,7 @@ from bench.report import Figure, latencies
 from bench.terminals import Terminal, calm, until
 
 LINE = 50  # keystrokes before the line is emptied: a shell redraws a long one slower
-PAUSES = (0.01, 0.05)  # seconds between two keystrokes; with two terminals taking turns, a fast typist on each
+PAUSES = (0.005, 0.03)  # seconds between two keystrokes; with four terminals taking turns, a fast typist on each
 
 
 def measure(terminals: Sequence[Terminal], *, count: int) -> Iterator[Figure]:

@@ -38,6 +38,10 @@ class Stack:
         self.port = port
         self.token = sign_local_token(token_secret(state), "bench", timedelta(hours=1))
 
+    def log(self) -> str:
+        """What it printed."""
+        return (self.state.parent / "log").read_text(errors="replace")
+
     def http(self) -> Http:
         """A keep-alive connection to its functions."""
         return Http(self.port, self.token)
@@ -64,7 +68,7 @@ class Stack:
         """Return once a warm sandbox is there and its agent listens."""
         deadline = time.monotonic() + START_SECONDS
         while not any(self._is_warm(record) for record in self.records()):
-            assert time.monotonic() < deadline, "no warm sandbox came up"
+            assert time.monotonic() < deadline, f"no warm sandbox came up: {self.log()}"
             time.sleep(LOOK_SECONDS)
 
     @staticmethod
@@ -80,28 +84,27 @@ def stack(folder: Path, python: Path, **limits: Any) -> Iterator[Stack]:
     state = folder / "state"
     settings = {"STATE": str(state), "PYTHON": str(python), "LIMITS": json.dumps({**ROOM, **limits})}
     environment = {**os.environ, **{f"PIGEON_{name}": value for name, value in settings.items()}}
-    log = folder / "log"
     folder.mkdir()
-    with log.open("wb") as output:
+    with (folder / "log").open("wb") as output:
         command = [sys.executable, "-m", "infra.cli", "up", "--port", "0"]
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        yield Stack(state, process, _port(state, process, log))
+        yield Stack(state, process, _port(state, process))
     finally:
         process.send_signal(signal.SIGINT)
         process.wait()
 
 
-def _port(state: Path, process: subprocess.Popen[bytes], log: Path) -> int:
+def _port(state: Path, process: subprocess.Popen[bytes]) -> int:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         presence = find(state)
         if presence is not None and presence.port is not None:
             return presence.port
         time.sleep(LOOK_SECONDS)
-    raise AssertionError(f"the stack did not start: {log.read_text(errors='replace')}")
+    raise AssertionError(f"the stack did not start: {(state.parent / 'log').read_text(errors='replace')}")
 
 
 class Session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from bench.flood import flood
 from bench.keystrokes import line
@@ -12,35 +12,52 @@ from bench.pigeon import Session, Stack
 from bench.report import OURS, Figure, median
 from bench.terminals import calm
 
-SMALL, LARGE = 1_000_000, 60_000_000  # bytes of transcript
-LINES = {SMALL: 100_000, LARGE: 5_000_000}  # of seq, in one flood
+LENGTHS = (1_000_000, 60_000_000)  # bytes of transcript
+FLOODS = ((5_000_000, 44_000_000), (100_000, 700_000))  # how far seq counts, and about how many bytes that is
 BACK = 1_000  # bytes before the end, where reading starts
 
 
-def measure(stack: Stack, *, count: int, large: int = LARGE) -> Iterator[Figure]:
-    """A session at one length, then the same session at the other."""
+def measure(stack: Stack, *, count: int) -> Iterator[Figure]:
+    """A short and a long transcript in turns."""
+    sessions = {f"{length // 1_000_000} MB": _session(stack, length) for length in LENGTHS}
+    for place, share in (("near the end", None), ("in the middle", 0.5), ("at the start", 0.0)):
+        seconds: dict[str, list[float]] = {label: [] for label in sessions}
+        for _ in range(count):
+            for label, session in sessions.items():
+                offset = session.offset - BACK if share is None else int(session.offset * share)
+                seconds[label].append(_first_bytes(stack, session.id, offset))
+        yield from _figures(f"first bytes of a stream from {place}", seconds)
+    polls: dict[str, list[float]] = {label: [] for label in sessions}
+    echoes: dict[str, list[float]] = {label: [] for label in sessions}
+    for _ in range(count):
+        for label, session in sessions.items():
+            polls[label].append(_poll(stack, session.id, session.offset - BACK))
+    for _ in range(max(1, count // 10)):
+        for label, session in sessions.items():
+            echoes[label] += line(session)
+    yield from _figures("poll from near the end", polls)
+    yield from _figures("keystroke echo", echoes)
+    for session in sessions.values():
+        session.close()
+
+
+def _session(stack: Stack, length: int) -> Session:
+    """A session that has printed that much."""
     session = Session(stack)
     session.start()
-    for size in (SMALL, large):
-        while session.offset < size:
-            flood(session, LINES[SMALL] if size - session.offset < 20_000_000 else LINES[LARGE])
-        calm(session)
-        yield from _at(stack, session, f"{size // 1_000_000} MB", count)
-    session.close()
+    for last, size in FLOODS:
+        while length - session.offset >= size:
+            flood(session, last)
+    calm(session)
+    return session
 
 
-def _at(stack: Stack, session: Session, label: str, count: int) -> Iterator[Figure]:
-    end = session.offset
-    places = {"near the end": end - BACK, "in the middle": end // 2, "at the start": 0}
-    for place, offset in places.items():
-        seconds = median(_first_chunk(stack, session.id, offset) for _ in range(count))
-        yield Figure(f"first bytes from {place} of {label}, stream", "ms", {OURS: 1e3 * seconds})
-    seconds = median(_poll(stack, session.id, end - BACK) for _ in range(count))
-    yield Figure(f"poll from near the end of {label}", "ms", {OURS: 1e3 * seconds})
-    yield Figure(f"keystroke echo at {label}, p50", "ms", {OURS: 1e3 * median(line(session))})
+def _figures(name: str, seconds: Mapping[str, list[float]]) -> Iterator[Figure]:
+    for label, each in seconds.items():
+        yield Figure(f"{name}, of {label}, p50", "ms", {OURS: 1e3 * median(each)})
 
 
-def _first_chunk(stack: Stack, session: str, offset: int) -> float:
+def _first_bytes(stack: Stack, session: str, offset: int) -> float:
     events = stack.events()
     began = time.perf_counter()
     events.open(f"/terminal-stream-output/{session}?from={offset}")

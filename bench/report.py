@@ -30,7 +30,8 @@ class Figure:
 
     def as_json(self) -> dict[str, Any]:
         """For a file of results."""
-        return asdict(self)
+        values = {subject: round(value, 3) for subject, value in self.values.items()}
+        return {**asdict(self), "values": values}
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -53,8 +54,9 @@ def latencies(name: str, seconds: dict[str, list[float]]) -> list[Figure]:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """In Markdown. Peers have columns; the last column is our distance to the best of them."""
-    subjects = [OURS, *dict.fromkeys(who for figure in figures for who in figure.values if who != OURS)]
+    """In Markdown: a column for us, for each peer and for each floor; the last one compares us to the best peer."""
+    seen = dict.fromkeys(who for figure in figures for who in figure.values)
+    subjects = [OURS, *(who for who in seen if who not in (OURS, *FLOORS)), *(who for who in FLOORS if who in seen)]
     rows = [["", "unit", *subjects, "times better"], ["---", "---", *("---:" for _ in subjects), "---:"]]
     for figure in figures:
         cells = [_number(figure.values.get(subject)) for subject in subjects]
