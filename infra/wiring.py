@@ -20,7 +20,7 @@ from infra.profiles import PROFILES, Prune
 from infra.settings import Settings
 from producers.identity import AnyOf, LocalIdentity, SupabaseIdentity
 from producers.services import Services
-from schemas.ports import Bus, Clock, Identity, Minter, Sandboxes, Store
+from schemas.ports import Bus, Clock, Identity, Minter, Store
 
 SANDBOXES_FOLDER = "sandboxes"
 
@@ -35,7 +35,7 @@ class Backends:
     bus: Bus
     prune: Prune | None
     minter: Minter | None
-    sandboxes: Sandboxes
+    sandboxes: LocalSandboxes
     identity: Identity
     secret: bytes
 

@@ -174,7 +174,10 @@ class _Stack:
         return self._roles == frozenset(ROLES) and not self._failed
 
     async def _serve(self, ports: Backends, stops: _Stops) -> None:
-        consumer = worker(ports) if "worker" in self._roles else None
+        consumer = None
+        if "worker" in self._roles:
+            self._say(f"Isolation: {await ports.sandboxes.check_isolation()}.")
+            consumer = worker(ports)
         guard, server = await self._start_gateway(ports)
         if consumer is not None:
             self._start("worker", consumer.run())

@@ -81,3 +81,10 @@ async def _queued(user: User, place: int) -> str:
     session = await user.create()
     await user.until(session, lambda status: status["state"] == "queued" and status["position"] == place)
     return session
+
+
+async def test_the_start_says_what_isolates_sessions(make_stack: MakeStack) -> None:
+    """An operator sees what protects the machine."""
+    stack = make_stack()
+    await stack.start()
+    assert "Isolation: bubblewrap" in stack.log()
