@@ -104,7 +104,7 @@ async def test_a_sandbox_killed_from_outside_is_lost_and_named(make_stack: MakeS
         session = await alice.ready()
         command = await alice.execute(session, "echo started; sleep 600")
         await alice.until_output(session, b"started")
-        (sandbox,) = [each for each in _sandboxes(stack) if session in each.name]
+        (sandbox,) = [each for each in _sandboxes(stack) if (meta := Record(each).meta()) and meta.session == session]
         process = Record(sandbox).process("init")
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
