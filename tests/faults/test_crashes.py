@@ -131,7 +131,7 @@ async def test_ctrl_c_leaves_nothing_behind(make_stack: MakeStack) -> None:
 
 
 def _sandboxes(stack: Stack) -> list[Path]:
-    return [entry for entry in (stack.state / "sandboxes").iterdir() if entry.is_dir()]
+    return [entry for entry in (stack.state / "sandboxes").iterdir() if entry.is_dir() and entry.name[0] != "."]
 
 
 def _running(pids: list[int]) -> list[int]:
