@@ -135,4 +135,11 @@ def _sandboxes(stack: Stack) -> list[Path]:
 
 
 def _running(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    return [pid for pid in pids if _state(pid) not in ("", "Z")]  # a zombie waits for init, and runs no more
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
