@@ -10,39 +10,40 @@ from bench.report import Figure, latencies
 from bench.terminals import Terminal, calm, until
 
 LINE = 50  # keystrokes before the line is emptied: a shell redraws a long one slower
-PAUSES = (0.005, 0.03)  # seconds between two keystrokes; with four terminals taking turns, a fast typist on each
+TYPIST_SECONDS = 0.08  # from key to key on one terminal, on average: 150 words a minute
 
 
 def measure(terminals: Sequence[Terminal], *, count: int) -> Iterator[Figure]:
-    """Keystroke by keystroke in turns at a person's pace, then each terminal as fast as its echoes come."""
-    yield from latencies("keystroke echo, typing", _in_turns(terminals, count))
-    yield from latencies("keystroke echo, back to back", _back_to_back(terminals, count))
+    """Key by key in turns at a fast typist's pace, then each terminal as fast as its echoes come."""
+    names = [terminal.name for terminal in terminals]
+    yield from latencies("keystroke echo, typing", dict(zip(names, typed(terminals, count), strict=True)))
+    yield from latencies(
+        "keystroke echo, faster than typing", dict(zip(names, _flat_out(terminals, count), strict=True))
+    )
 
 
-def _in_turns(terminals: Sequence[Terminal], count: int) -> dict[str, list[float]]:
+def typed(terminals: Sequence[Terminal], count: int) -> list[list[float]]:
+    """The seconds from key to echo on each terminal, while they are typed on in turns."""
     chance = random.Random(1)
-    seconds: dict[str, list[float]] = {terminal.name: [] for terminal in terminals}
+    pause = TYPIST_SECONDS / len(terminals)
+    seconds: list[list[float]] = [[] for _ in terminals]
     for number in range(count):
-        for terminal in terminals:
+        for terminal, echoes in zip(terminals, seconds, strict=True):
             if number % LINE == 0:
                 calm(terminal)
-            time.sleep(chance.uniform(*PAUSES))
-            seconds[terminal.name].append(_echo(terminal))
+            time.sleep(pause * chance.uniform(0.5, 1.5))
+            echoes.append(_echo(terminal))
     return seconds
 
 
-def _back_to_back(terminals: Sequence[Terminal], count: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {terminal.name: [] for terminal in terminals}
+def _flat_out(terminals: Sequence[Terminal], count: int) -> list[list[float]]:
+    """The next key as soon as the last one shows, a line on each terminal in turns."""
+    seconds: list[list[float]] = [[] for _ in terminals]
     for _ in range(0, count, LINE):
-        for terminal in terminals:
-            seconds[terminal.name] += line(terminal)
+        for terminal, echoes in zip(terminals, seconds, strict=True):
+            calm(terminal)
+            echoes += [_echo(terminal) for _ in range(LINE)]
     return seconds
-
-
-def line(terminal: Terminal) -> list[float]:
-    """The seconds from key to echo, for one line of keys on one terminal."""
-    calm(terminal)
-    return [_echo(terminal) for _ in range(LINE)]
 
 
 def _echo(terminal: Terminal) -> float:

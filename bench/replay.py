@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from bench.flood import flood
-from bench.keystrokes import line
+from bench.keystrokes import typed
 from bench.pigeon import Session, Stack
 from bench.report import OURS, Figure, median
 from bench.terminals import calm
@@ -28,13 +28,10 @@ def measure(stack: Stack, *, count: int) -> Iterator[Figure]:
                 seconds[label].append(_first_bytes(stack, session.id, offset))
         yield from _figures(f"first bytes of a stream from {place}", seconds)
     polls: dict[str, list[float]] = {label: [] for label in sessions}
-    echoes: dict[str, list[float]] = {label: [] for label in sessions}
     for _ in range(count):
         for label, session in sessions.items():
             polls[label].append(_poll(stack, session.id, session.offset - BACK))
-    for _ in range(max(1, count // 10)):
-        for label, session in sessions.items():
-            echoes[label] += line(session)
+    echoes = dict(zip(sessions, typed(list(sessions.values()), 2 * count), strict=True))
     yield from _figures("poll from near the end", polls)
     yield from _figures("keystroke echo", echoes)
     for session in sessions.values():
@@ -54,7 +51,7 @@ def _session(stack: Stack, length: int) -> Session:
 
 def _figures(name: str, seconds: Mapping[str, list[float]]) -> Iterator[Figure]:
     for label, each in seconds.items():
-        yield Figure(f"{name}, of {label}, p50", "ms", {OURS: 1e3 * median(each)})
+        yield Figure(f"{name}, {label}, p50", "ms", {OURS: 1e3 * median(each)})
 
 
 def _first_bytes(stack: Stack, session: str, offset: int) -> float:
