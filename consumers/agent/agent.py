@@ -6,22 +6,19 @@ wire format (frames, limits, proofs) from here, so importing this module has no 
 what travels; the classes below are, in order, the wire, the transcript, the terminal, the files, the commands, the
 connections and the loop.
 
+What only the agent needs (json, hashlib, re below them) is imported where it is used: a helper is a small process.
+
 Start it as `python3 -I -S agent.py ...`, so that nothing a user leaves in a directory or a variable is imported.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import collections
 import contextlib
 import errno
 import fcntl
-import hashlib
 import heapq
-import hmac
 import itertools
-import json
 import os
 import resource
 import select
@@ -35,7 +32,6 @@ import time
 
 TYPE_CHECKING = False  # typing costs milliseconds of every helper's start
 if TYPE_CHECKING:
-    import argparse
     from typing import Any, Callable, Deque, Dict, Generator, List, Optional, Sequence, Set, Tuple, Union
 
     Json = Dict[str, Any]
@@ -112,11 +108,15 @@ def encode_frame(kind: int, argument: int = 0, payload: bytes = b"") -> bytes:
 
 def encode_json(value: Json) -> bytes:
     """Compact JSON in ASCII, which any payload may be cut and logged as."""
+    import json
+
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def decode_json(payload: bytes) -> Json:
     """The object in a payload. Raises ProtocolError if it is none."""
+    import json
+
     try:
         value = json.loads(payload)
     except (ValueError, RecursionError) as error:
@@ -136,7 +136,17 @@ def control_proof(key: bytes, challenge: str) -> str:
     return _hmac(key, "{}:control".format(challenge))
 
 
+def same(secret: str, claimed: str) -> bool:
+    """Whether two texts are equal, in a time that does not tell where they differ."""
+    import hmac
+
+    return hmac.compare_digest(secret.encode("utf-8", "replace"), claimed.encode("utf-8", "replace"))
+
+
 def _hmac(key: bytes, text: str) -> str:
+    import hashlib
+    import hmac
+
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
@@ -1190,9 +1200,11 @@ def _refusal(error: OSError, **details: object) -> Refused:
 
 
 def _content(item: Json) -> bytes:
+    import base64
+
     try:
         return base64.b64decode(item.get("data", ""), validate=True)
-    except (binascii.Error, TypeError, ValueError):
+    except (TypeError, ValueError):
         raise Refused("malformed", "data is not base64") from None
 
 
@@ -1206,6 +1218,8 @@ def _mode(item: Json) -> int:
 
 
 def _read_regular(fd: int, limit: int) -> Json:
+    import base64
+
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode):
         raise Refused("not_a_file", "not a regular file")
@@ -2572,7 +2586,7 @@ class Agent:
     def _open(self, fields: Json) -> Json:
         key = _key(fields)
         if self._session is not None:
-            if not hmac.compare_digest(key, self._key):
+            if not same(key.hex(), self._key.hex()):
                 raise Refused("wrong_key", "another key opened this session")
             return {"bootId": self._boot_id}
         session = Session(self._loop, self._settings, fields)
@@ -2599,7 +2613,7 @@ class Agent:
         if verb == "attach":
             epoch, offset = number(fields, "epoch"), number(fields, "from")
             expected = attach_proof(self._key, connection.challenge, epoch, offset, _from_mark(fields))
-        if not hmac.compare_digest(expected.encode(), text(fields, "proof").encode("utf-8", "replace")):
+        if not same(expected, text(fields, "proof")):
             raise Refused("wrong_key", "the proof does not match")
 
     def _attach(self, connection: Connection, fields: Json) -> None:
@@ -2800,38 +2814,76 @@ def _empty(fd: int, buffer: bytearray) -> None:
 # The command line --------------------------------------------------------------------------------
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+USAGE = """usage: agent.py serve (--socket PATH | --listen-fd N) --workspace DIR --run-dir DIR [--limit NAME=VALUE ...]
+                [--keepalive S] [--silence S] [--grace S] [--linger S] [--stranger S] [--status S]
+       agent.py attach --socket PATH [--silence S]
+       agent.py control --socket PATH [--silence S]
+
+  --socket     where to listen or connect; @NAME is an abstract socket, which nobody can unlink
+  --listen-fd  an inherited listening Unix socket
+  --workspace  the user's directory, which is HOME too
+  --run-dir    a private directory for the agent's small files
+  --limit      resource limits of the shell, such as NPROC=128
+  --keepalive, --silence, --grace, --linger, --stranger, --status  seconds, see docs/agent-protocol.md
+"""
+_TIMES = ("keepalive", "silence", "grace", "linger", "stranger", "status")
+
+
+def main(argv: Optional[List[str]] = None) -> int:
     """Be the agent or one of its helpers; returns the exit code."""
-    options = _parse(argv)
     prctl(PR_SET_DUMPABLE, 0)
-    if options.verb == "serve":
-        _serve(options)
-        return 0
-    return _help(options)
+    _give_back_memory()
+    try:
+        work = _work(sys.argv[1:] if argv is None else argv)
+    except (LookupError, ValueError, AttributeError) as error:
+        sys.stderr.write("agent.py: bad options: {}\n{}".format(error, USAGE))
+        return 2
+    return work()
 
 
-def _parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    import argparse
+def _work(words: Sequence[str]) -> Callable[[], int]:
+    """What the command line asks for. Raises LookupError, ValueError or AttributeError if it is wrong."""
+    verb = words[0]
+    if verb == "serve":
+        options = _options(words[1:], ("socket", "listen_fd", "workspace", "run_dir", "limit", *_TIMES))
+        times = {name: float(options[name][-1]) for name in _TIMES if name in options}
+        limits = dict(map(_limit, options.get("limit", [])))
+        settings = Settings(options["workspace"][-1], options["run_dir"][-1], limits, **times)
+        if "listen_fd" in options:
+            fd = int(options["listen_fd"][-1])
+            return lambda: _serve(settings, lambda: socket.socket(fileno=fd))
+        address = _address(options["socket"][-1])
+        return lambda: _serve(settings, lambda: _listen(address))
+    if verb in ("attach", "control"):
+        options = _options(words[1:], ("socket", "silence"))
+        address, silence = _address(options["socket"][-1]), float(options.get("silence", ["60"])[-1])
+        return lambda: _help(verb, address, silence)
+    raise ValueError(verb)
 
-    parser = argparse.ArgumentParser(prog="agent.py", description=(__doc__ or "").splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    serve = verbs.add_parser("serve", help="be the agent")
-    where = serve.add_mutually_exclusive_group(required=True)
-    where.add_argument("--listen-fd", type=int, help="an inherited listening Unix socket")
-    where.add_argument("--socket", help="where to listen; @NAME is an abstract socket, which nobody can unlink")
-    serve.add_argument("--workspace", required=True, help="the user's directory, which is HOME too")
-    serve.add_argument("--run-dir", required=True, help="a private directory for the agent's small files")
-    serve.add_argument(
-        "--limit", nargs="+", action="extend", default=[], type=_limit, metavar="NAME=VALUE", help="NPROC=128 ..."
-    )
-    for name, seconds in (("keepalive", 20), ("silence", 60), ("grace", 20), ("linger", 900), ("stranger", 10)):
-        serve.add_argument("--" + name, type=float, default=float(seconds), metavar="SECONDS")
-    serve.add_argument("--status", type=float, default=5.0, metavar="SECONDS")
-    for verb in ("attach", "control"):
-        helper = verbs.add_parser(verb, help="connect standard input and output to the agent")
-        helper.add_argument("--socket", required=True)
-        helper.add_argument("--silence", type=float, default=60.0, metavar="SECONDS")
-    return parser.parse_args(argv)
+
+def _give_back_memory() -> None:
+    """Compiling this file takes three times the memory that it leaves; glibc keeps that unless asked."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _options(words: Sequence[str], known: Sequence[str]) -> Dict[str, List[str]]:
+    """The values of each option. Raises ValueError for an unknown one. argparse would be a third of a helper."""
+    found: Dict[str, List[str]] = {}
+    values: List[str] = []
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            values = found.setdefault(name.replace("-", "_"), [])
+            values.extend([value] if equals else [])
+        else:
+            values.append(word)
+    unknown = sorted(set(found) - set(known))
+    if unknown or (words and not words[0].startswith("--")):
+        raise ValueError(unknown or words[0])
+    return found
 
 
 def _limit(item: str) -> Tuple[int, int]:
@@ -2843,33 +2895,33 @@ def _address(name: str) -> str:
     return "\0" + name[1:] if name.startswith("@") else name
 
 
-def _serve(options: argparse.Namespace) -> None:
-    if options.listen_fd is not None:
-        listener = socket.socket(fileno=options.listen_fd)
-        os.set_inheritable(options.listen_fd, False)
-    else:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(_address(options.socket))
-        listener.listen(128)
+def _listen(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    listener.listen(128)
+    return listener
+
+
+def _serve(settings: Settings, listen: Callable[[], socket.socket]) -> int:
+    listener = listen()
+    listener.set_inheritable(False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    os.makedirs(options.run_dir, 0o700, exist_ok=True)
-    names = ("workspace", "run_dir", "keepalive", "silence", "grace", "linger", "stranger", "status")
-    settings = Settings(limits=dict(options.limit), **{name: getattr(options, name) for name in names})
+    os.makedirs(settings.run_dir, 0o700, exist_ok=True)
     Agent(listener, settings).run()
+    return 0
 
 
-def _help(options: argparse.Namespace) -> int:
+def _help(verb: str, address: str, silence: float) -> int:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(_address(options.socket))
+        sock.connect(address)
     except OSError as error:
-        sys.stderr.write("agent {}: {}\n".format(options.verb, error))
+        sys.stderr.write("agent {}: {}\n".format(verb, error))
         return 1
-    try:
-        Pump(sock, options.silence).run()
-    except OSError:
-        return 1
-    return 0
+    with contextlib.suppress(OSError):
+        Pump(sock, silence).run()
+        return 0
+    return 1
 
 
 if __name__ == "__main__":

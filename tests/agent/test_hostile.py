@@ -21,6 +21,7 @@ from tests.agent.client import (
     RequestRefused,
     Terminal,
     agent,
+    program_runs,
 )
 
 OTHER_KEY = bytes(32)
@@ -185,6 +186,7 @@ while True:
 """
     command = terminal.submit(f"python3 -c {wire.quoted(script)}")
     terminal.stream.until_mark("started", command)
+    program_runs(terminal.process, "python3")
     for _ in range(20):
         with process_control(terminal.process) as control:
             assert control.request("status")["commandId"] == command

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from consumers.agent import agent as wire
-from tests.agent.client import AGENT, AgentProcess, RequestRefused, Terminal, agent, wait_until
+from tests.agent.client import AGENT, PYTHON, AgentProcess, RequestRefused, Terminal, agent, wait_until
 
 NOBODY = 65534
 
@@ -239,6 +239,30 @@ def other_pythons() -> list[str]:
     versions = {python: subprocess.run([python, "-c", show], capture_output=True, text=True) for python in found}
     usable = {run.stdout: python for python, run in versions.items() if run.returncode == 0}
     return [python for version, python in usable.items() if (3, 8) <= ast.literal_eval(version) != sys.version_info[:2]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["magic"],
+        ["serve"],
+        ["serve", "--socket", "s", "--workspace", "."],
+        ["serve", "--socket", "s", "--workspace", ".", "--run-dir", ".", "--magic", "1"],
+        ["serve", "--socket", "s", "--workspace", ".", "--run-dir", ".", "--limit", "MAGIC=1"],
+        ["serve", "--socket", "s", "--workspace", ".", "--run-dir", ".", "--grace", "long"],
+        ["serve", "x", "--socket", "s", "--workspace", ".", "--run-dir", "."],
+        ["attach"],
+        ["control", "--socket"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_options_are_told(words: list[str]) -> None:
+    """Who starts it wrongly reads how to, and nothing is started."""
+    result = subprocess.run([PYTHON, "-I", "-S", str(AGENT), *words], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("agent.py: bad options: ")
+    assert "usage: agent.py serve" in result.stderr
 
 
 @pytest.mark.slow
