@@ -41,6 +41,9 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, generated schemas
 test: $(VENV)/.dev ## every test, in random order, warnings as errors
 	$(BIN)/python -m pytest
 
+test-fast: $(VENV)/.dev ## what is worth waiting for after every change: under two minutes
+	$(BIN)/python -m pytest -m "not slow" tests/schemas tests/properties tests/infra tests/local tests/contracts/test_store.py tests/producers tests/consumers tests/journeys
+
 test-emulators: $(VENV)/.dev ## contracts, journeys and rules on Google's emulators
 	$(BIN)/python -m pytest tests/emulators tests/contracts
 
@@ -58,4 +61,4 @@ lock: ## resolve the dependencies anew (needs uv)
 clean: ## remove the environment; sessions and their transcripts in .pigeon stay
 	rm -rf $(VENV)
 
-.PHONY: help up demo check test test-emulators bench schemas lock clean
+.PHONY: help up demo check test test-fast test-emulators bench schemas lock clean

@@ -174,12 +174,11 @@ class _Stack:
         return self._roles == frozenset(ROLES) and not self._failed
 
     async def _serve(self, ports: Backends, stops: _Stops) -> None:
-        consumer = None
-        if "worker" in self._roles:
-            self._say(f"Isolation: {await ports.sandboxes.check_isolation()}.")
-            consumer = worker(ports)
+        isolation = await ports.sandboxes.check_isolation() if "worker" in self._roles else ""
+        consumer = worker(ports) if isolation else None
         guard, server = await self._start_gateway(ports)
         if consumer is not None:
+            self._say(f"Isolation: {isolation}.")
             self._start("worker", consumer.run())
         if "ticker" in self._roles:
             self._start("ticker", tick(ports.bus, ports.clock, self._settings.tick_seconds, ports.prune))

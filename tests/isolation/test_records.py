@@ -198,6 +198,7 @@ async def test_a_deep_root_works(tmp_path: Path, python: Path) -> None:
 
 async def test_nothing_is_kept_open(sandboxes: LocalSandboxes) -> None:
     """A worker that has seen many sandboxes come and go has no more descriptors or children than before."""
+    others = set(descendants(os.getpid()))  # a browser or an emulator of other tests
     for turn in range(4):
         sandbox = await started(sandboxes, "one")
         await greeting(sandboxes, sandbox)
@@ -205,7 +206,7 @@ async def test_nothing_is_kept_open(sandboxes: LocalSandboxes) -> None:
         if turn == 0:
             before = len(os.listdir("/proc/self/fd"))
     assert len(os.listdir("/proc/self/fd")) == before
-    assert descendants(os.getpid()) == []
+    assert set(descendants(os.getpid())) <= others
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives every sandbox a user of its own")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.journeys.conftest import MakeStack
 from tests.journeys.stack import User
+from tests.waiting import until
 
 MIB = 1024 * 1024
 
@@ -87,4 +88,8 @@ async def test_the_start_says_what_isolates_sessions(make_stack: MakeStack) -> N
     """An operator sees what protects the machine."""
     stack = make_stack()
     await stack.start()
-    assert "Isolation: bubblewrap" in stack.log()
+
+    async def said() -> bool:
+        return "Isolation: bubblewrap" in stack.log()
+
+    await until(said, "the start says what isolates sessions")
