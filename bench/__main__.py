@@ -78,11 +78,11 @@ def _commands(bench: Bench) -> Iterator[Figure]:
 
 def _flood(bench: Bench) -> Iterator[Figure]:
     last = 500_000 if bench.quick else 5_000_000
-    return flood.measure(bench.terminals, last=last, rounds=1 if bench.quick else 3)
+    return flood.measure(bench.terminals, last=last, rounds=1 if bench.quick else 5)
 
 
 def _starts(bench: Bench) -> Iterator[Figure]:
-    return starts.measure(bench.stack, bench.cold, count=bench.scaled(30))
+    return starts.measure(bench.stack, bench.cold, count=bench.scaled(20))
 
 
 def _memory(bench: Bench) -> Iterator[Figure]:
