@@ -37,6 +37,7 @@ REANCHOR_AFTER = LISTENED // 2  # of them delivered; the emulator sends all of t
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds before a listener that was cut off is opened again, doubling
 
 SIZES = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+QUIET_SECONDS = 15.0  # a follower looks anew after this: a listener that missed a document is rare, and would be silent
 RECONNECTS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 2_000))
 KEEPALIVES = (("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000))
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)  # else equal channels share one, and its limit of streams
@@ -193,7 +194,7 @@ class FirestoreStore:
                 yield None if document is None else self._database.snapshot(document)
 
     async def _onward(self, collection: str, after: str, limit: int) -> AsyncGenerator[list[Snapshot], None]:
-        """Pages of history, then what a listener sees, until it sees no further."""
+        """Pages of history, then what a listener sees, until it sees no further or has seen nothing for a while."""
         while page := await self._page(collection, after, limit):
             after = page[-1].id
             yield page
@@ -203,7 +204,11 @@ class FirestoreStore:
                 if seen >= REANCHOR_AFTER:
                     ahead = Query(collection, after=after, limit=LISTENED)
                     await listening.aim(partial(query_target, self._database, ahead))
-                shown = await listening.state()
+                try:
+                    async with asyncio.timeout(QUIET_SECONDS):
+                        shown = await listening.state()
+                except TimeoutError:
+                    return
                 seen = len(shown)
                 for batch in self._batches(shown, collection, after, limit):
                     after = batch[-1].id
