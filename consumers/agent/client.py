@@ -34,7 +34,7 @@ class AgentConnection:
         self._buffer = bytearray()
         self._write_lock = asyncio.Lock()
         self.boot_id = ""
-        self._challenge = ""
+        self.challenge = ""
 
     async def hello(self) -> None:
         """Read the agent's first frame. Raises AgentUnreachable, also for something that is no agent."""
@@ -43,12 +43,7 @@ class AgentConnection:
         if kind != wire.HELLO:
             raise AgentUnreachable(f"the agent's first frame is of type {kind}")
         greeting = json.loads(payload)
-        self.boot_id, self._challenge = greeting["bootId"], greeting["challenge"]
-
-    def proof(self, key: str, *claim: object) -> str:
-        """What proves the key over this connection's challenge, without showing it."""
-        text = ":".join([self._challenge, *map(str, claim)])
-        return hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()
+        self.boot_id, self.challenge = greeting["bootId"], greeting["challenge"]
 
     async def receive(self) -> tuple[int, int, bytes]:
         """The next frame as (type, argument, payload); PINGs are answered on the way."""
@@ -129,7 +124,7 @@ async def open_shell(connection: AgentConnection, key: str, **options: Any) -> N
 async def attach(connection: AgentConnection, key: str, *, epoch: int, offset: int) -> None:
     """Turn the connection into the attachment of `epoch`, from this offset and the oldest mark kept."""
     claim = {"epoch": epoch, "from": offset, "fromMark": None}
-    proof = connection.proof(key, "attach", epoch, offset, "")
+    proof = wire.attach_proof(bytes.fromhex(key), connection.challenge, epoch, offset, None)
     await connection.send_json(wire.ATTACH, 0, {"proof": proof, **claim})
 
 
@@ -158,7 +153,9 @@ class AgentControl:
 
     async def start(self, key: str) -> None:
         """Prove the key. Raises AgentRefused or AgentUnreachable."""
-        await self._connection.send_json(wire.CONTROL, 0, {"proof": self._connection.proof(key, "control")})
+        await self._connection.send_json(
+            wire.CONTROL, 0, {"proof": wire.control_proof(bytes.fromhex(key), self._connection.challenge)}
+        )
         try:
             _checked(await _reply(self._connection))
         except TimeoutError as error:
