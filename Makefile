@@ -56,7 +56,7 @@ schemas: $(VENV)/.dev ## write schemas/json and schemas/openapi.json anew
 lock: ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --extra build pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o requirements-dev.lock -c requirements.lock
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --extra build --extra gcp pyproject.toml -o requirements-gcp.lock -c requirements-dev.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --extra build --extra gcp --extra kubernetes pyproject.toml -o requirements-gcp.lock -c requirements-dev.lock
 
 clean: ## remove the environment; sessions and their transcripts in .pigeon stay
 	rm -rf $(VENV)
