@@ -19,7 +19,7 @@ from bench.sockets import Closed, Events, Http
 from infra.local.keys import token_secret
 from infra.local.presence import find
 from infra.local.sandbox_record import Record
-from infra.wiring import SANDBOXES_FOLDER
+from infra.runtimes import SANDBOXES_FOLDER
 from producers.identity import sign_local_token
 from schemas.limits import MIB
 from schemas.ports import Phase

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from schemas.errors import Malformed
 from schemas.limits import Limits
@@ -21,13 +21,18 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    profile: Literal["embedded", "emulators"] = "embedded"
+    profile: Literal["embedded", "emulators", "gcp"] = "embedded"  # where messages and documents are
+    sandboxes: Literal["local", "kubernetes"] = "local"
     project: str = "pigeon-local"  # of Google Cloud, or of its emulators
-    state: Path = Path(".pigeon")  # the folder of everything that is kept
+    state: Path = Path(".pigeon")  # the folder of everything that is kept; the gcp profile keeps nothing in one
     port: int = 8080
     network: Literal["none", "host"] = "none"
     unsafe_no_sandbox: bool = False
     python: Path | None = None  # an environment's bin/python3 that sandboxes offer; by default one is made, with pip
+    worker_secret: SecretStr = SecretStr("")  # 32 bytes in hexadecimal, the same for all workers; "": a file in `state`
+    health_host: str = "127.0.0.1"  # where `pigeon worker` answers probes; a pod's are sent to the pod's address
+    health_port: int = 8081
+    firebase_account: str = ""  # the service account that signs Firebase custom tokens; "": none are minted
     allowed_origins: tuple[str, ...] = ()  # for CORS; the gateway's own origin needs no entry
     supabase_jwks_url: str = ""
     supabase_jwt_secret: str = ""

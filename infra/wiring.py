@@ -4,114 +4,127 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from consumers.context import Context
 from consumers.controls import Controls
 from consumers.push import PushServices
-from consumers.worker import Worker
 from infra.adapters.push import PushIdentity
 from infra.clock import SystemClock
-from infra.local.keys import token_secret, worker_secret
-from infra.local.sandboxes import LocalSandboxes
-from infra.profiles import PROFILES, Prune
+from infra.local.keys import SECRET_BYTES, token_secret, worker_secret
+from infra.profiles import PROFILES, Ports
+from infra.runtimes import RUNTIMES, Runtime
 from infra.settings import Settings
 from producers.identity import AnyOf, LocalIdentity, SupabaseIdentity
 from producers.services import Services
-from schemas.ports import Bus, Clock, Identity, Minter, Store
-
-SANDBOXES_FOLDER = "sandboxes"
+from schemas.errors import Malformed
+from schemas.ports import Identity
 
 
 @dataclass(frozen=True, slots=True)
 class Backends:
-    """The adapters of one process."""
+    """What every process of a deployment shares: messages, documents and their time."""
 
     settings: Settings
-    clock: Clock
-    store: Store
-    bus: Bus
-    prune: Prune | None
-    minter: Minter | None
-    sandboxes: LocalSandboxes
-    identity: Identity
-    secret: bytes
+    ports: Ports
 
 
 @asynccontextmanager
 async def backends(settings: Settings) -> AsyncIterator[Backends]:
-    """Open what a process of this deployment needs; closes it on the way out.
+    """Open the bus and the store of this deployment; closes them on the way out.
 
-    Raises InsecureSecret, StoreUnavailable or UnknownSchema where the state folder is not usable.
+    Raises StoreUnavailable, UnknownSchema, ClientsMissing, EmulatorMissing or Unavailable where they cannot be had.
     """
-    clock = SystemClock()
-    secret = await asyncio.to_thread(worker_secret, settings.state)
-    identity = await asyncio.to_thread(_identity, settings)
-    async with PROFILES[settings.profile](settings, clock) as ports:
-        yield Backends(
-            settings=settings,
-            clock=clock,
-            store=ports.store,
-            bus=ports.bus,
-            prune=ports.prune,
-            minter=ports.minter,
-            sandboxes=LocalSandboxes(
-                settings.state / SANDBOXES_FOLDER,
-                limits=settings.limits,
-                network=settings.network,
-                unsafe=settings.unsafe_no_sandbox,
-                python=settings.python,
-            ),
-            identity=identity,
-            secret=secret,
-        )
-
-
-def _identity(settings: Settings) -> Identity:
-    local = LocalIdentity(token_secret(settings.state))  # the page and the command `pigeon` on this machine
-    if not (settings.supabase_jwks_url or settings.supabase_jwt_secret):
-        return local
-    supabase = SupabaseIdentity(
-        issuer=settings.supabase_issuer,
-        audience=settings.token_audience,
-        jwks_url=settings.supabase_jwks_url,
-        secret=settings.supabase_jwt_secret,
-    )
-    return AnyOf(local, supabase)
+    async with PROFILES[settings.profile](settings, SystemClock()) as ports:
+        yield Backends(settings, ports)
 
 
 def services(backends: Backends) -> Services:
-    """What the HTTP functions need."""
+    """What the HTTP functions need. Raises InsecureSecret, or Malformed where nothing says whose tokens are good."""
     return Services(
-        store=backends.store,
-        bus=backends.bus,
-        identity=backends.identity,
-        clock=backends.clock,
+        store=backends.ports.store,
+        bus=backends.ports.bus,
+        identity=identity(backends.settings),
+        clock=backends.ports.clock,
         limits=backends.settings.limits,
-        minter=backends.minter,
+        minter=backends.ports.minter,
         allowed_origins=frozenset(backends.settings.allowed_origins),
         source="/producers",
     )
 
 
-def worker(backends: Backends) -> Worker:
-    """A worker of this process, ready to run."""
-    return Worker(context(backends))
+def identity(settings: Settings) -> Identity:
+    """Whose tokens are good: Supabase's where it is set, and off the cloud also those that this machine signs.
+
+    Raises InsecureSecret, or Malformed where there would be none.
+    """
+    supabase = _supabase(settings)
+    if settings.profile == "gcp":
+        if supabase is None:
+            raise Malformed("PIGEON_SUPABASE_JWKS_URL: in the cloud it says whose tokens are good")
+        return supabase
+    local = LocalIdentity(token_secret(settings.state))  # the page and the command `pigeon` on this machine
+    return local if supabase is None else AnyOf(local, supabase)
 
 
-def context(backends: Backends) -> Context:
-    """What the handlers need."""
-    return Context(
-        store=backends.store,
-        bus=backends.bus,
-        sandboxes=backends.sandboxes,
-        clock=backends.clock,
-        limits=backends.settings.limits,
-        controls=Controls(backends.sandboxes, backends.secret),
-        notice=notice(backends.settings),
+def _supabase(settings: Settings) -> Identity | None:
+    if not (settings.supabase_jwks_url or settings.supabase_jwt_secret):
+        return None
+    return SupabaseIdentity(
+        issuer=settings.supabase_issuer,
+        audience=settings.token_audience,
+        jwks_url=settings.supabase_jwks_url,
+        secret=settings.supabase_jwt_secret,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What a worker has beside the backends: where user code runs, and what its handlers are given."""
+
+    runtime: Runtime
+    context: Context
+
+
+@asynccontextmanager
+async def workshop(backends: Backends) -> AsyncIterator[Workshop]:
+    """Open the sandboxes of this deployment; closes the connection to them on the way out, and ends none.
+
+    Raises InsecureSecret, Malformed, ClientsMissing or Unavailable.
+    """
+    settings = backends.settings
+    secret = await asyncio.to_thread(agent_secret, settings)
+    async with RUNTIMES[settings.sandboxes](settings) as runtime:
+        context = Context(
+            store=backends.ports.store,
+            bus=backends.ports.bus,
+            sandboxes=runtime,
+            clock=backends.ports.clock,
+            limits=settings.limits,
+            controls=Controls(runtime, secret),
+            notice=notice(settings),
+        )
+        yield Workshop(runtime, context)
+
+
+def agent_secret(settings: Settings) -> bytes:
+    """The key from which each session's agent key is derived: every worker of a deployment has the same.
+
+    Raises InsecureSecret, or Malformed for a setting that is none.
+    """
+    text = settings.worker_secret.get_secret_value()
+    if not text and settings.profile != "gcp":
+        return worker_secret(settings.state)
+    try:
+        secret = bytes.fromhex(text)
+    except ValueError:
+        secret = b""
+    if len(secret) != SECRET_BYTES:
+        raise Malformed(f"PIGEON_WORKER_SECRET: {SECRET_BYTES} bytes in hexadecimal, the same for every worker")
+    return secret
 
 
 def notice(settings: Settings) -> str:
@@ -136,30 +149,42 @@ async def producer_services() -> Services:
 
 async def push_services() -> PushServices:
     """What the push functions need; as `producer_services`. Raises ValueError where nobody is allowed to push."""
-    return _push_services(await asyncio.shield(_opening()))
+    return _push_services(await asyncio.shield(_equipping()))
 
 
 _services = functools.cache(services)
 
 
 @functools.cache
-def _push_services(opened: Backends) -> PushServices:
-    settings = opened.settings
+def _push_services(opened: Workshop) -> PushServices:
+    settings = Settings.from_environment()
     pusher = PushIdentity(
+        opened.context.clock,
         audience=settings.push_audience,
         service_account=settings.push_service_account,
         keys_url=settings.push_keys_url,
     )
-    return PushServices(context(opened), pusher)
+    return PushServices(opened.context, pusher)
 
 
 @functools.cache
 def _opening() -> asyncio.Task[Backends]:
     opening = asyncio.create_task(_kept.enter_async_context(backends(Settings.from_environment())))
-    opening.add_done_callback(_forget_failure)
+    opening.add_done_callback(functools.partial(_forget_failure, _opening.cache_clear))
     return opening
 
 
-def _forget_failure(opening: asyncio.Task[Backends]) -> None:
+@functools.cache
+def _equipping() -> asyncio.Task[Workshop]:
+    equipping = asyncio.create_task(_equip())
+    equipping.add_done_callback(functools.partial(_forget_failure, _equipping.cache_clear))
+    return equipping
+
+
+async def _equip() -> Workshop:
+    return await _kept.enter_async_context(workshop(await asyncio.shield(_opening())))
+
+
+def _forget_failure(forget: Callable[[], None], opening: asyncio.Task[Any]) -> None:
     if opening.cancelled() or opening.exception() is not None:
-        _opening.cache_clear()
+        forget()

@@ -20,9 +20,11 @@ from infra.adapters.firestore_listen import listener
 from infra.adapters.firestore_queries import query_request, query_target
 from infra.adapters.firestore_values import Database, Message, version_of
 from infra.adapters.firestore_writes import Change, Reads
+from infra.clock import ServiceClock, SystemClock
 from infra.local.indexes import Indexes, check_query
 from infra.local.values import check_collection, check_id, split_path
 from schemas.errors import AlreadyExists, Conflict, NotFound, PigeonError, StoreUnavailable
+from schemas.ids import new_id
 from schemas.limits import MIB
 from schemas.ports import Fields, Query, Snapshot, Transaction
 
@@ -50,10 +52,15 @@ async def firestore_store(
     indexes: Indexes,
     database: str = "(default)",
     emulator: str = "",
+    clock: ServiceClock | None = None,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> AsyncIterator[FirestoreStore]:
     """A client of one database; `emulator` is the "host:port" of an emulator, "" is the cloud with the credentials
-    of the environment. Raises google.auth's DefaultCredentialsError where there are none."""
+    of the environment. Raises google.auth's DefaultCredentialsError where there are none.
+
+    A `clock` is set by a commit at once, and kept right by every other one. Raises StoreUnavailable where that first
+    one fails: who cannot know the time must not judge by it.
+    """
     named = Database(project, database)
     metadata = [
         ("google-cloud-resource-prefix", named.name),
@@ -65,9 +72,12 @@ async def firestore_store(
     else:
         credentials, _ = await asyncio.to_thread(google.auth.default, FirestoreGrpcAsyncIOTransport.AUTH_SCOPES)
         connect = partial(_connect_cloud, credentials, interceptors)
-    calls = Calls(connect, metadata)
+    calls = Calls(connect, metadata, clock or ServiceClock(SystemClock()))
+    store = FirestoreStore(calls, named, indexes=indexes)
     try:
-        yield FirestoreStore(calls, named, indexes=indexes)
+        if clock is not None:
+            await store.delete(f"clocks/{new_id()}")  # which does not exist: it leaves nothing behind but its time
+        yield store
     finally:
         await calls.close()
 

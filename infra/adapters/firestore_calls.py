@@ -11,12 +11,14 @@ import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 from google.cloud.firestore_v1.types import firestore as messages
 
+from infra.clock import ServiceClock
 from schemas.errors import AlreadyExists, Conflict, NotFound, PigeonError, Rejected, StoreUnavailable, TooLarge
 
 T = TypeVar("T")
@@ -51,10 +53,11 @@ FINAL: dict[grpc.StatusCode, type[PigeonError]] = {
 
 
 class Calls:
-    """The calls of one database, on channels of its own; `metadata` goes with each."""
+    """The calls of one database, on channels of its own; `metadata` goes with each. `clock` is set by every commit."""
 
-    def __init__(self, connect: Connect, metadata: Metadata) -> None:
+    def __init__(self, connect: Connect, metadata: Metadata, clock: ServiceClock) -> None:
         self._connect = connect
+        self._clock = clock
         self._metadata = tuple(metadata)
         self._channel = connect()
         self._listening: dict[grpc.aio.Channel, int] = {}
@@ -88,7 +91,11 @@ class Calls:
         """
 
         async def attempt(seconds: float) -> Message:
-            return await self._commit(request, metadata=self._metadata, timeout=seconds)
+            asked = self._clock.asked()
+            response = await self._commit(request, metadata=self._metadata, timeout=seconds)
+            if response.HasField("commit_time"):
+                self._clock.told(response.commit_time.ToDatetime(tzinfo=UTC), asked)
+            return response
 
         return await _persist(attempt, repeatable)
 

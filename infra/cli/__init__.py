@@ -75,6 +75,14 @@ def up(
 
 
 @app.command()
+def worker() -> None:
+    """Work on a deployment's sessions, until SIGTERM; PIGEON_* variables say where they are."""
+    from infra.cli.start import start_worker
+
+    raise typer.Exit(start_worker())
+
+
+@app.command()
 def demo() -> None:
     """A scripted session, checked step by step."""
     from infra.cli.demo import demo

@@ -22,17 +22,17 @@ FAR = timedelta(days=3650)
 logger = logging.getLogger(__name__)
 
 
-async def close_sessions(ports: Backends, say: Callable[[str], None]) -> None:
+async def close_sessions(opened: Backends, say: Callable[[str], None]) -> None:
     """Close every live session and return when all have ended, or after CLOSE_SECONDS. Never raises PigeonError."""
     told: set[str] = set()
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
-            while live := await _live_sessions(ports):
+            while live := await _live_sessions(opened):
                 if not told:
                     say(f"\nClosing {len(live)} session{'s' if len(live) > 1 else ''}; Ctrl-C once more: at once.")
                 for snapshot in live:
                     if snapshot.id not in told:
-                        await _close(ports, snapshot.id)
+                        await _close(opened, snapshot.id)
                         told.add(snapshot.id)
                 await asyncio.sleep(POLL_SECONDS)
     except TimeoutError:
@@ -41,16 +41,18 @@ async def close_sessions(ports: Backends, say: Callable[[str], None]) -> None:
         logger.warning("the sessions could not be closed: %s", error)
 
 
-async def _live_sessions(ports: Backends) -> list[Snapshot]:
+async def _live_sessions(opened: Backends) -> list[Snapshot]:
     """Every session that has not ended: only those have a deadline."""
-    query = Query("sessions", (Where("deadline", "<=", ports.clock.now() + FAR),), order_by="deadline", limit=1_000)
-    return await ports.store.query(query)
+    query = Query(
+        "sessions", (Where("deadline", "<=", opened.ports.clock.now() + FAR),), order_by="deadline", limit=1_000
+    )
+    return await opened.ports.store.query(query)
 
 
-async def _close(ports: Backends, session: str) -> None:
+async def _close(opened: Backends, session: str) -> None:
     event = SessionClosed(reason=CloseReason.ADMIN)
-    message = encode(wrap(event, subject=session, source=SOURCE, time=ports.clock.now()))
-    await ports.bus.publish(event.topic, message)
+    message = encode(wrap(event, subject=session, source=SOURCE, time=opened.ports.clock.now()))
+    await opened.ports.bus.publish(event.topic, message)
 
 
 async def delete_sandboxes(sandboxes: Sandboxes) -> None:

@@ -6,28 +6,27 @@ import asyncio
 import contextlib
 import errno
 import logging
-import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-
+from consumers.worker import Worker
 from infra.local.gateway import Access, gateway
 from infra.local.guard import Guard
 from infra.local.keys import token_secret
 from infra.local.presence import Claim, claim
 from infra.local.shutdown import close_sessions, delete_sandboxes
 from infra.local.ticker import tick
+from infra.server import Server, Stops
 from infra.settings import Settings
-from infra.wiring import Backends, backends, services, worker
+from infra.wiring import Backends, Workshop, backends, services, workshop
 from producers.routes import routes
 from schemas.errors import PigeonError
 
 ROLES = ("gateway", "worker", "ticker")
 DRAIN_SECONDS = 25.0  # how long a worker may take to hand over what it holds; it takes 20 itself
-CUT_SECONDS = 3  # how long connections may take to end
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -73,72 +72,6 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-class _Stops:
-    """SIGINT, SIGTERM, SIGHUP: the first asks for an orderly stop, the second for a quick one, a third kills."""
-
-    def __init__(self) -> None:
-        self._numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what nohup asks for
-            self._numbers.append(signal.SIGHUP)
-        self.asked = asyncio.Event()
-        self.forced = asyncio.Event()
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in self._numbers:
-            loop.add_signal_handler(number, self._on_signal)
-        try:
-            yield
-        finally:
-            for number in self._numbers:
-                loop.remove_signal_handler(number)
-
-    def _on_signal(self) -> None:
-        if not self.asked.is_set():
-            self.asked.set()
-        elif not self.forced.is_set():
-            self.forced.set()
-            for number in self._numbers:
-                signal.signal(number, signal.SIG_DFL)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers of its own, and without waiting for streams that never end."""
-
-    def __init__(self, app: Guard) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                proxy_headers=False,
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_graceful_shutdown=CUT_SECONDS,
-            )
-        )
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
-        await super().startup(sockets)
-        self.ready.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End every connection once what was written to it is sent."""
-        for connection in self.server_state.connections:
-            connection.transport.close()
-        await super().shutdown(sockets)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """The stack listens to signals; its server does not."""
-        yield
-
-
 @dataclass(frozen=True, slots=True)
 class _Door:
     """What a gateway holds before it starts: its claim on the state folder, its port, and whose page it opens."""
@@ -160,12 +93,14 @@ class _Stack:
         self._failed = False
 
     async def run(self) -> int:
-        stops = _Stops()
+        stops = Stops()
         with stops.listening():
-            async with backends(self._settings) as ports:
-                await self._serve(ports, stops)
-                if self._ends_sessions():
-                    await delete_sandboxes(ports.sandboxes)
+            async with backends(self._settings) as opened, AsyncExitStack() as equipped:
+                works = "worker" in self._roles
+                shop = await equipped.enter_async_context(workshop(opened)) if works else None
+                await self._serve(opened, shop, stops)
+                if shop is not None and self._ends_sessions():
+                    await delete_sandboxes(shop.runtime)
         return 1 if self._failed else 0
 
     def _ends_sessions(self) -> bool:
@@ -173,20 +108,20 @@ class _Stack:
         the sandboxes stay, and the next start goes on with their sessions."""
         return self._roles == frozenset(ROLES) and not self._failed
 
-    async def _serve(self, ports: Backends, stops: _Stops) -> None:
-        isolation = await ports.sandboxes.check_isolation() if "worker" in self._roles else ""
-        consumer = worker(ports) if isolation else None
-        guard, server = await self._start_gateway(ports)
+    async def _serve(self, opened: Backends, shop: Workshop | None, stops: Stops) -> None:
+        isolation = "" if shop is None else await shop.runtime.check_isolation()
+        consumer = None if shop is None else Worker(shop.context)
+        guard, server = await self._start_gateway(opened)
         if consumer is not None:
             self._say(f"Isolation: {isolation}.")
             self._start("worker", consumer.run())
         if "ticker" in self._roles:
-            self._start("ticker", tick(ports.bus, ports.clock, self._settings.tick_seconds, ports.prune))
+            self._start("ticker", tick(opened.ports, self._settings.tick_seconds))
         asked = asyncio.create_task(stops.asked.wait())
         await asyncio.wait({asked, *self._tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         self._note_failures()
-        await self._close(ports, guard, stops)
+        await self._close(opened, guard, stops)
         if server is not None:
             server.should_exit = True
         if consumer is not None:
@@ -196,13 +131,13 @@ class _Stack:
     def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks[name] = asyncio.create_task(work, name=name)
 
-    async def _start_gateway(self, ports: Backends) -> tuple[Guard | None, _Server | None]:
+    async def _start_gateway(self, opened: Backends) -> tuple[Guard | None, Server | None]:
         if self._door is None:
             return None, None
         port = self._door.listener.getsockname()[1]
-        access = Access(token_secret(self._settings.state), ports.clock, port=port)
-        guard = gateway(routes(services(ports)), access, allowed_origins=self._settings.allowed_origins)
-        server = _Server(guard)
+        access = Access(token_secret(self._settings.state), opened.ports.clock, port=port)
+        guard = gateway(routes(services(opened)), access, allowed_origins=self._settings.allowed_origins)
+        server = Server(guard)
         self._start("gateway", server.serve(sockets=[self._door.listener]))
         await server.ready.wait()
         self._door.claim.announce(port)
@@ -224,17 +159,17 @@ class _Stack:
                 self._failed = True
                 logger.error("the %s stopped by itself", name, exc_info=task.exception())
 
-    async def _close(self, ports: Backends, guard: Guard | None, stops: _Stops) -> None:
+    async def _close(self, opened: Backends, guard: Guard | None, stops: Stops) -> None:
         if guard is not None:
             guard.closing = True
         if not self._ends_sessions():
             return
-        closing = asyncio.create_task(close_sessions(ports, self._say))
+        closing = asyncio.create_task(close_sessions(opened, self._say))
         await self._unless_forced(stops, {closing})
         closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
 
-    async def _finish(self, stops: _Stops) -> None:
+    async def _finish(self, stops: Stops) -> None:
         if "ticker" in self._tasks:
             self._tasks["ticker"].cancel()
         await self._unless_forced(stops, set(self._tasks.values()), DRAIN_SECONDS)
@@ -243,7 +178,7 @@ class _Stack:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     @staticmethod
-    async def _unless_forced(stops: _Stops, tasks: set[asyncio.Task[None]], timeout: float | None = None) -> None:
+    async def _unless_forced(stops: Stops, tasks: set[asyncio.Task[None]], timeout: float | None = None) -> None:
         """Wait for all of them, for the second signal, or for the time-out (seconds)."""
         forced = asyncio.create_task(stops.forced.wait())
         all_done = asyncio.create_task(_settled(tasks))

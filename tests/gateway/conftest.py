@@ -46,10 +46,10 @@ class Door:
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
     """A gateway that says it listens on PORT, with a browser that has no cookie yet."""
     settings = Settings(state=tmp_path, allowed_origins=(ALLOWED,))
-    async with backends(settings) as ports:
+    async with backends(settings) as opened:
         secret = token_secret(tmp_path)
-        access = Access(secret, ports.clock, port=PORT)
-        guard = gateway(routes(services(ports)), access, allowed_origins=settings.allowed_origins)
+        access = Access(secret, opened.ports.clock, port=PORT)
+        guard = gateway(routes(services(opened)), access, allowed_origins=settings.allowed_origins)
         transport = httpx.ASGITransport(guard)
         async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{PORT}") as browser:
             yield Door(guard, access, browser, secret)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import jwt
 import pytest
+from pydantic import SecretStr
 
 from infra.local.keys import token_secret
 from infra.settings import Settings
-from infra.wiring import backends, notice
+from infra.wiring import agent_secret, identity, notice
 from producers.identity import sign_local_token
 from schemas.errors import Malformed, Unauthenticated
 
@@ -65,10 +66,42 @@ async def test_a_site_with_supabase_keeps_this_machines_own_way_in(tmp_path: Pat
     secret, issuer = "s" * 32, "https://project.supabase.example/auth/v1"
     settings = Settings(state=tmp_path, supabase_jwt_secret=secret, supabase_issuer=issuer)
     claims = {"sub": "u-1", "aud": "authenticated", "iss": issuer, "exp": datetime.now(UTC) + timedelta(hours=1)}
-    async with backends(settings) as parts:
-        site = jwt.encode(claims, secret, algorithm="HS256")
-        assert (await parts.identity.verify(site)).user == "u-1"
-        own = sign_local_token(token_secret(tmp_path), "local", timedelta(hours=1))
-        assert (await parts.identity.verify(own)).user == "local"
-        with pytest.raises(Unauthenticated):
-            await parts.identity.verify(jwt.encode(claims, "x" * 32, algorithm="HS256"))
+    verifier = identity(settings)
+    site = jwt.encode(claims, secret, algorithm="HS256")
+    assert (await verifier.verify(site)).user == "u-1"
+    own = sign_local_token(token_secret(tmp_path), "local", timedelta(hours=1))
+    assert (await verifier.verify(own)).user == "local"
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(jwt.encode(claims, "x" * 32, algorithm="HS256"))
+
+
+async def test_in_the_cloud_only_the_sites_tokens_are_good(tmp_path: Path) -> None:
+    """A token that some machine signed for itself opens nothing there, and no secret file is made."""
+    secret, issuer = "s" * 32, "https://project.supabase.example/auth/v1"
+    settings = Settings(profile="gcp", state=tmp_path, supabase_jwt_secret=secret, supabase_issuer=issuer)
+    own = sign_local_token(token_secret(tmp_path / "elsewhere"), "local", timedelta(hours=1))
+    with pytest.raises(Unauthenticated):
+        await identity(settings).verify(own)
+    assert not (tmp_path / "token.secret").exists()
+
+
+def test_in_the_cloud_somebody_has_to_say_whose_tokens_are_good(tmp_path: Path) -> None:
+    """A deployment that forgot it does not start with a way in of its own."""
+    with pytest.raises(Malformed, match="PIGEON_SUPABASE_JWKS_URL"):
+        identity(Settings(profile="gcp", state=tmp_path))
+
+
+def test_all_workers_of_the_cloud_share_one_secret(tmp_path: Path) -> None:
+    """Each could make one of its own, and none could then attach to another's sessions."""
+    settings = Settings(profile="gcp", state=tmp_path)
+    assert agent_secret(settings.model_copy(update={"worker_secret": SecretStr("ab" * 32)})) == b"\xab" * 32
+    for text in ("", "ab" * 31, "no hexadecimal"):
+        with pytest.raises(Malformed, match="PIGEON_WORKER_SECRET"):
+            agent_secret(settings.model_copy(update={"worker_secret": SecretStr(text)}))
+
+
+def test_off_the_cloud_a_secret_is_made_and_kept(tmp_path: Path) -> None:
+    """`make up` needs none to be set; one that is set wins."""
+    made = agent_secret(Settings(state=tmp_path))
+    assert agent_secret(Settings(state=tmp_path)) == made
+    assert agent_secret(Settings(state=tmp_path, worker_secret=SecretStr("cd" * 32))) == b"\xcd" * 32
