@@ -133,7 +133,29 @@ async def _ready_control(context: Context, session_id: str) -> AgentControl | No
 async def hand_over(context: Context, control: AgentControl, command_id: str, command: Command) -> None:
     """Give one command to the agent, which runs it once, whatever happens to this call."""
     seconds = command.timeout_seconds or int(context.limits.command_timeout.total_seconds())
-    await control.request("run", number=command.number, commandId=command_id, text=command.text, timeoutSeconds=seconds)
+    fields = {"number": command.number, "commandId": command_id, "text": command.text, "timeoutSeconds": seconds}
+    await control.request("run", **fields, **({"cancelled": True} if command.cancelled else {}))
+
+
+async def wish_cancelled(context: Context, session_id: str, command_id: str) -> bool:
+    """Have a command that waits cancelled when the agent is given it; False if it is missing or waits no more.
+
+    Who sees the session not ready after this need do no more: its tender reads what waits after the step to ready.
+    """
+    path = command_path(session_id, command_id)
+    for _ in range(MAX_RETRIES):
+        snapshot = await context.store.get(path)
+        if snapshot is None:
+            return False
+        command = Command.of(snapshot)
+        if command.state is not CommandState.WAITING or command.cancelled:
+            return command.state is CommandState.WAITING
+        try:
+            await context.store.update(path, {"cancelled": True}, expect=snapshot.version)
+        except Conflict:
+            continue
+        return True
+    raise Conflict(f"command {command_id} was written by others {MAX_RETRIES} times in a row")
 
 
 async def settle_all(context: Context, session_id: str, state: CommandState, reason: str) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 from datetime import timedelta
 
 from consumers.agent.client import AgentControl
+from consumers.commands import wish_cancelled
 from consumers.context import Context
 from consumers.sessions import change, load
 from consumers.settlement import DONE, Later, Refuse, Settlement
-from schemas.documents import Command, command_path
 from schemas.envelope import CloudEvent
 from schemas.errors import AgentRefused, AgentUnreachable
 from schemas.events import InputSent, SignalSent, TerminalResized
-from schemas.lifecycle import TAKES_INPUT, CommandState, SessionState
+from schemas.lifecycle import TAKES_INPUT, SessionState
 
 PATIENCE = timedelta(seconds=10)  # how long an event waits for a session that starts, or an agent that is away
 RETRY_SECONDS = 0.1
+UNREADY = TAKES_INPUT - {SessionState.READY}
 
 
 async def send_input(context: Context, cloud_event: CloudEvent) -> Settlement:
     """Give it to the agent, once. Early input waits a little; input for a session that is ending has no effect."""
     try:
+        if await _cancelled_before_ready(context, cloud_event):
+            return DONE
         ready = await ready_control(context, cloud_event)
         if not isinstance(ready, AgentControl):
             return ready
@@ -36,18 +39,35 @@ async def _refused(context: Context, cloud_event: CloudEvent, refusal: AgentRefu
     match refusal.code:
         case "ended":  # the shell is gone, and its session about to be
             return DONE
-        case "unknown_command" if not await _waits(context, cloud_event):
-            return DONE
-        case "input_full" | "unknown_command":
+        case "unknown_command":
+            return await _cancel_later(context, cloud_event)
+        case "input_full":
             return patient(context, cloud_event, refusal.code, str(refusal))
     raise refusal
 
 
-async def _waits(context: Context, cloud_event: CloudEvent) -> bool:
-    """Whether the command to be cancelled is still on its way to the agent."""
+async def _cancel_later(context: Context, cloud_event: CloudEvent) -> Settlement:
+    """The command is still on its way to the agent, or over: what is on its way is asked for until it has arrived, and
+    for what waits longer its document says that it is cancelled."""
     assert isinstance(cloud_event.event, SignalSent)
-    snapshot = await context.store.get(command_path(cloud_event.subject, cloud_event.event.command_id or ""))
-    return snapshot is not None and Command.of(snapshot).state is CommandState.WAITING
+    waits = await wish_cancelled(context, cloud_event.subject, cloud_event.event.command_id or "")
+    young = context.now() - cloud_event.time < PATIENCE
+    return Later(RETRY_SECONDS) if waits and young else DONE
+
+
+async def _cancelled_before_ready(context: Context, cloud_event: CloudEvent) -> bool:
+    """Whether this cancels a command of a session that is not ready: it is noted in its document, however long the
+    session has to wait."""
+    event, session_id = cloud_event.event, cloud_event.subject
+    if not isinstance(event, SignalSent) or event.command_id is None or context.controls.peek(session_id) is not None:
+        return False
+    current = await load(context, session_id)
+    if current is None or current.session.state not in UNREADY:
+        return False
+    if not await wish_cancelled(context, session_id, event.command_id):
+        return True
+    current = await load(context, session_id)
+    return current is None or current.session.state is not SessionState.READY
 
 
 async def _send(control: AgentControl, cloud_event: CloudEvent) -> None:

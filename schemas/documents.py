@@ -102,11 +102,15 @@ class ChangedFile(Model):
 
 
 class Command(Stored):
-    """sessions/{id}/commands/{commandId}. Offsets are of the transcript; `start_offset` is None if it never started."""
+    """sessions/{id}/commands/{commandId}. Offsets are of the transcript; `start_offset` is None if it never started.
+
+    `cancelled` is a wish, of a command that the agent has not been given yet: the agent says what became of it.
+    """
 
     number: int
     text: str
     state: Annotated[CommandState, Field(strict=False)]
+    cancelled: bool = False
     reason: str = ""
     timeout_seconds: int | None = None
     exit_code: int | None = None

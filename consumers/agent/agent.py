@@ -1336,12 +1336,19 @@ class Runner:
 
     # Requests
 
-    def submit(self, number: int, command_id: str, text: str, timeout: Optional[float]) -> bool:
-        """Queue a command; returns whether it is a duplicate. Raises Refused."""
+    def submit(
+        self, number: int, command_id: str, text: str, timeout: Optional[float], cancelled: bool = False
+    ) -> bool:
+        """Queue a command, or only take its number if it is cancelled; returns whether it is a duplicate. Raises
+        Refused."""
         if self._log.is_duplicate(number, command_id):
             return True
         if self.ended or self.stopping:
             raise Refused("ended", "the shell is gone")
+        if cancelled:
+            self._log.add(number, command_id)
+            self._tell_unstarted(Command(number, command_id, text, timeout), "cancelled")
+            return False
         if len(self.waiting) >= MAX_WAITING_COMMANDS or self._waiting_bytes() + len(text) > MAX_WAITING_BYTES:
             raise Refused("queue_full", "{} commands wait".format(len(self.waiting)))
         self._log.add(number, command_id)
@@ -2113,7 +2120,11 @@ class Requests:
         timeout = fields.get("timeoutSeconds")
         if timeout is not None and (not isinstance(timeout, (int, float)) or not 0 < timeout < 1e9):
             raise Refused("malformed", "timeoutSeconds is not a positive number")
-        submitted = session.runner.submit(number(fields, "number", 1), text(fields, "commandId"), command, timeout)
+        cancelled = fields.get("cancelled", False)
+        if not isinstance(cancelled, bool):
+            raise Refused("malformed", "cancelled is not true or false")
+        identity = (number(fields, "number", 1), text(fields, "commandId"))
+        submitted = session.runner.submit(*identity, command, timeout, cancelled)
         return {"duplicate": submitted}
 
     @staticmethod

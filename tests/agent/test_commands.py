@@ -299,3 +299,13 @@ def test_a_shell_without_bash_runs_commands_too(sh_process: AgentProcess) -> Non
     assert b" . /" not in terminal.stream.data
     mark, _ = terminal.run("exit 3")
     assert mark["exitCode"] == 3
+
+
+def test_a_command_cancelled_before_it_came_only_takes_its_number(terminal: Terminal) -> None:
+    """What was cancelled while nobody could reach the agent never runs, is told of, and the next number is good."""
+    terminal.submit("echo never >> ran", "cancelled", cancelled=True)
+    mark = terminal.stream.until_mark("finished", "cancelled")
+    assert (mark["outcome"], mark["reason"], mark["startOffset"]) == ("killed", "cancelled", None)
+    assert terminal.run("ls")[1] == b""
+    with pytest.raises(RequestRefused, match="malformed"):
+        terminal.submit("echo never", "odd", cancelled="yes")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from consumers.admission import POOL_LIFE, spec
 from consumers.rounds import Rounds
 from consumers.settlement import DONE
 from infra.local.sandboxes import LocalSandboxes
-from schemas.events import SessionRequested
-from schemas.lifecycle import SessionState
+from schemas.events import CloseReason, SessionClosed, SessionRequested, Signal, SignalSent
+from schemas.lifecycle import CommandState, SessionState
 from schemas.limits import Limits
 from schemas.ports import Sandbox, SandboxSpec
 from tests.consumers.house import House, house
@@ -124,3 +125,25 @@ async def test_a_sandbox_outlives_its_session_wherever_it_comes_from(tmp_path: P
         await pooled.tick()
         (warm,) = [sandbox for sandbox in await pooled.context.sandboxes.list() if sandbox.session is None]
         assert warm.uid != old.uid
+
+
+async def test_a_command_cancelled_in_the_queue_never_runs(tmp_path: Path, python: Path) -> None:
+    """However long the session waits for its sandbox; the commands around it run, in their order."""
+    async with house(tmp_path / "state", python, capacity=1) as full:
+        await full.hire()
+        first, queued = await full.ready("alice"), await full.request("bob")
+        await full.until_state(queued, SessionState.QUEUED)
+        texts = ("echo one", "echo never", "echo two")
+        one, never, two = [await full.submit(queued, text) for text in texts]
+        cancel = SignalSent(signal=Signal.INT, command_id=never)
+        await full.publish(cancel, queued)
+        full.clock.forward(timedelta(minutes=1))
+        await full.publish(SessionClosed(reason=CloseReason.USER), first)
+        await full.until_state(queued, SessionState.READY)
+        records = [await full.ended(queued, command) for command in (one, never, two)]
+        assert [(record.state, record.reason) for record in records] == [
+            (CommandState.EXITED, ""),
+            (CommandState.KILLED, "cancelled"),
+            (CommandState.EXITED, ""),
+        ]
+        assert b"never" not in await full.transcript(queued)
