@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from consumers.push import PushServices, answer
 from infra.adapters.push import GOOGLE_ISSUER, PushIdentity
-from schemas.ports import Message, Subscription
+from infra.clock import SystemClock
+from schemas.ports import Clock, Message, Subscription
 from tests.producers.world import served
 
 AUDIENCE = "https://push.example"
@@ -54,11 +55,12 @@ class Issuer:
         return {"keys": [{**key, "kid": KEY_ID, "alg": "RS256", "use": "sig"}]}
 
     @asynccontextmanager
-    async def identity(self) -> AsyncIterator[PushIdentity]:
+    async def identity(self, clock: Clock | None = None) -> AsyncIterator[PushIdentity]:
         """A verifier that fetches the key set over HTTP."""
         app = Starlette(routes=[Route("/keys", self._serve_keys)])
         async with served(app) as url:
-            yield PushIdentity(audience=AUDIENCE, service_account=ACCOUNT, keys_url=f"{url}/keys")
+            own = clock or SystemClock()
+            yield PushIdentity(own, audience=AUDIENCE, service_account=ACCOUNT, keys_url=f"{url}/keys")
 
     async def _serve_keys(self, request: Request) -> Response:
         return JSONResponse(self.keys())

@@ -16,6 +16,7 @@ from infra.adapters.firestore_calls import Calls, ListenRequest, ListenResponse
 from infra.adapters.firestore_listen import View
 from infra.adapters.firestore_queries import query_target
 from infra.adapters.firestore_values import HIDDEN, Database
+from infra.clock import ServiceClock, SystemClock
 from schemas.documents import INDEXES
 from schemas.errors import NotFound, StoreUnavailable, TooLarge
 from schemas.limits import MIB
@@ -172,7 +173,7 @@ class TestTheEmulator:
         """The cloud sends what has changed; so our listeners see few documents and move on."""
         database = Database(project)
         metadata = (*OWNER, ("google-cloud-resource-prefix", database.name))
-        calls = Calls(lambda: grpc.aio.insecure_channel(firestore_host), metadata)
+        calls = Calls(lambda: grpc.aio.insecure_channel(firestore_host), metadata, ServiceClock(SystemClock()))
         await store.create("sessions/s1/chunks/0", {})
         async with calls.listen() as call:
             request = ListenRequest(database=database.name)
