@@ -1,0 +1,260 @@
+"""Sandboxes as Kubernetes pods."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from weakref import WeakSet
+
+from infra.adapters.kube_api import KubeApi, kube_api
+from infra.adapters.kube_exec import ExecStream
+from infra.adapters.kube_pod import LABEL, SELECTOR, SESSION_LABEL, helper, pod
+from infra.adapters.kube_settings import KubeSettings
+from infra.adapters.kube_status import DELETED, Pod, read
+from infra.adapters.kube_watch import PodWatch
+from schemas.errors import (
+    AgentUnreachable,
+    AlreadyExists,
+    Conflict,
+    NoCapacity,
+    NotFound,
+    SandboxFailed,
+    SandboxGone,
+    Unavailable,
+)
+from schemas.ports import ByteStream, Phase, Sandbox, Sandboxes, SandboxSpec
+
+CREATE_TRIES = 5
+CLAIM_TRIES = 5
+CONFLICT_SECONDS = 0.05  # between two tries while others write
+DELETE_GRACE_SECONDS = 1  # the shortest that still waits for the kubelet; what was worth saying has been said
+DELETE_SECONDS = 60.0  # a node that does not answer keeps its pods for longer than anybody waits
+LOOK_SECONDS = 2.0  # between two looks at a pod that is being deleted, should the watch be away
+AGENT_SECONDS = 10.0  # from the container's start until its agent listens, on a busy node
+AGENT_RETRY_SECONDS = 0.05
+GREETING_SECONDS = 10.0  # for the agent's first byte through an exec that was accepted
+LAST_WORDS_SECONDS = 3.0  # that a stream has to end by itself once its pod is gone
+
+log = logging.getLogger(__name__)
+
+
+class KubeSandboxes(Sandboxes):
+    """The `Sandboxes` port by pods of one namespace. Any worker can do anything with a pod that another one made.
+
+    Capacity is the cluster's own: a ResourceQuota and the room on its nodes.
+    """
+
+    def __init__(self, api: KubeApi, settings: KubeSettings) -> None:
+        self._api = api
+        self._settings = settings
+        self._watch = PodWatch(api, self._cut)
+        self._streams: defaultdict[str, WeakSet[ExecStream]] = defaultdict(WeakSet)
+        self._cutting: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Stop watching; connections that are open stay their owners' to close."""
+        await self._watch.close()
+        for task in self._cutting:
+            task.cancel()
+        await asyncio.gather(*self._cutting, return_exceptions=True)
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        """See the port. The cluster's answer is the creation; whether a node has room shows in `running`."""
+        body = pod(spec, self._settings)
+        for _ in range(CREATE_TRIES):
+            try:
+                return self._seen(await self._api.create(body)).sandbox()
+            except AlreadyExists:
+                found = await self._same(spec)
+                if found is not None:
+                    return found.sandbox()
+            except Conflict:  # two creates were counted against a quota at once
+                await asyncio.sleep(CONFLICT_SECONDS)
+        raise Unavailable(f"sandbox {spec.name} could not be created: others kept writing")
+
+    async def _same(self, spec: SandboxSpec) -> Pod | None:
+        """The pod that has the name already; None once one that was being deleted is gone. Raises SandboxFailed."""
+        raw = await self._api.get(spec.name)
+        if raw is None:
+            return None
+        found = self._seen(raw)
+        if found.session != spec.session:
+            raise SandboxFailed(f"a sandbox of another session is called {spec.name}")
+        if not found.leaving:
+            return found
+        await self._removed(found.name, found.uid)
+        return None
+
+    async def claim(self, name: str, uid: str, session: str) -> Sandbox:
+        """See the port. A repeated claim by the session that has it already returns it again."""
+        if not LABEL.fullmatch(session):
+            raise SandboxFailed(f"not a name for a session: {session!r}")
+        for _ in range(CLAIM_TRIES):
+            found = await self._fresh(name, uid)
+            if found is None or found.phase is Phase.ENDED or found.leaving:
+                raise SandboxGone(f"sandbox {name} cannot be claimed: {found.reason if found else DELETED}")
+            if found.session == session:
+                return found.sandbox()
+            if found.session is not None:
+                raise Conflict(f"sandbox {name} belongs to another session")
+            try:
+                return self._seen(await self._api.patch(name, _claim(found, session))).sandbox()
+            except NotFound:
+                continue
+            except Conflict:  # its status changed, or it was claimed: the next look tells
+                await asyncio.sleep(0)
+        raise Conflict(f"sandbox {name} keeps changing")
+
+    async def get(self, name: str) -> Sandbox | None:
+        """See the port. One that the cluster itself took away is remembered for a while, with the reason."""
+        raw = await self._api.get(name)
+        if raw is not None:
+            return self._seen(raw).sandbox()
+        taken = self._watch.taken(name)
+        return taken.sandbox() if taken else None
+
+    async def find(self, session: str) -> list[Sandbox]:
+        """See the port."""
+        if not LABEL.fullmatch(session):
+            return []
+        return [*await self._listed(f"{SELECTOR},{SESSION_LABEL}={session}")]
+
+    async def list(self) -> list[Sandbox]:
+        """See the port."""
+        return [*await self._listed(SELECTOR)]
+
+    async def _listed(self, selector: str) -> Sequence[Sandbox]:
+        raws, _ = await self._api.list(selector)
+        return [self._seen(raw).sandbox() for raw in raws]
+
+    async def delete(self, name: str, uid: str) -> None:
+        """See the port. Raises Unavailable when the pod's node does not confirm its end in time."""
+        try:
+            await self._api.delete(name, uid, grace_seconds=DELETE_GRACE_SECONDS)
+        except (NotFound, Conflict):  # gone, or another incarnation's name
+            return
+        await self._removed(name, uid)
+
+    async def _removed(self, name: str, uid: str) -> None:
+        """Return once the pod is gone from the API, which is when its node has ended all of it."""
+        try:
+            async with asyncio.timeout(DELETE_SECONDS):
+                while (found := await self._fresh(name, uid)) is not None:
+                    await self._watch.change(found, LOOK_SECONDS)
+        except TimeoutError as error:
+            raise Unavailable(f"sandbox {name} is being deleted; its node has not confirmed the end") from error
+
+    async def running(self, name: str, uid: str) -> Sandbox:
+        """See the port. Raises NoCapacity too, when no node has had room for the pod for `unschedulable_seconds`."""
+        while True:
+            found = await self._living(name, uid)
+            if found.phase is Phase.RUNNING:
+                return found.sandbox()
+            if found.hopeless:
+                raise SandboxFailed(f"sandbox {name} cannot be started: {found.reason}")
+            await self._watch.change(found, self._patience(found))
+
+    def _patience(self, found: Pod) -> float | None:
+        """How many seconds a pod that waits for a node is waited for. Raises NoCapacity when they are over."""
+        if found.crowded_since is None:
+            return None
+        left = found.crowded_since + timedelta(seconds=self._settings.unschedulable_seconds) - datetime.now(UTC)
+        if left <= timedelta(0):
+            raise NoCapacity(f"sandbox {found.name} found no place: {found.reason}")
+        return left.total_seconds()
+
+    async def gone(self, name: str, uid: str) -> Sandbox:
+        """See the port. One that is not there any more is returned as ended, too."""
+        while True:
+            found = await self._watch.look(name, uid)
+            if found is None:
+                return Sandbox(name, uid, None, Phase.ENDED, datetime.now(UTC), DELETED)
+            if found.phase is Phase.ENDED:
+                return found.sandbox()
+            await self._watch.change(found)
+
+    async def connect(self, name: str, uid: str) -> ByteStream:
+        """See the port. Waits a little for an agent that is just starting."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + AGENT_SECONDS
+        while True:
+            found = await self._living(name, uid)
+            if found.phase is Phase.STARTING:
+                raise AgentUnreachable(f"sandbox {name} does not run yet: {found.reason}")
+            try:
+                return await self._dial(name, uid)
+            except (AgentUnreachable, NotFound) as error:
+                await self._fresh(name, uid)
+                if loop.time() >= deadline:
+                    raise AgentUnreachable(f"the agent of sandbox {name} does not answer: {error}") from error
+            await asyncio.sleep(AGENT_RETRY_SECONDS)
+
+    async def _dial(self, name: str, uid: str) -> ExecStream:
+        """Execute the helper and wait for the agent's first byte. Raises AgentUnreachable or NotFound."""
+        stream = await self._api.execute(name, helper())
+        try:
+            async with asyncio.timeout(GREETING_SECONDS):
+                if not await stream.speaks():
+                    raise AgentUnreachable(stream.why())
+            await self._living(name, uid)  # exec goes by the name: it must have been this incarnation's throughout
+        except TimeoutError as error:
+            await stream.close()
+            raise AgentUnreachable("it says nothing") from error
+        except BaseException:
+            await stream.close()
+            raise
+        self._streams[uid].add(stream)
+        return stream
+
+    async def _living(self, name: str, uid: str) -> Pod:
+        """The pod if it has not ended. Raises SandboxGone, SandboxFailed or NoCapacity."""
+        found = await self._watch.look(name, uid)
+        if found is None:
+            raise SandboxGone(f"sandbox {name} is not there any more")
+        if found.phase is not Phase.ENDED:
+            return found
+        if found.crowded_since is not None:
+            raise NoCapacity(f"sandbox {name} found no place: {found.reason}")
+        raise (SandboxFailed if found.hopeless else SandboxGone)(f"sandbox {name} has ended: {found.reason}")
+
+    async def _fresh(self, name: str, uid: str) -> Pod | None:
+        """The pod as the API server has it now, or None."""
+        try:
+            raw = await self._api.get(name)
+        except NotFound:
+            return None
+        if raw is None or raw["metadata"]["uid"] != uid:
+            self._watch.missing(uid)
+            return None
+        return self._seen(raw)
+
+    def _seen(self, raw: dict[str, Any]) -> Pod:
+        return self._watch.observe(read(raw))
+
+    def _cut(self, ended: Pod) -> None:
+        """Connections to a pod that has ended do not always end."""
+        for stream in self._streams.pop(ended.uid, ()):
+            task = asyncio.create_task(stream.close_after(LAST_WORDS_SECONDS))
+            self._cutting.add(task)
+            task.add_done_callback(self._cutting.discard)
+
+
+def _claim(found: Pod, session: str) -> dict[str, Any]:
+    """The patch that gives a pod to a session, if it is still as it was found."""
+    return {"metadata": {"uid": found.uid, "resourceVersion": str(found.version), "labels": {SESSION_LABEL: session}}}
+
+
+@asynccontextmanager
+async def kube_sandboxes(settings: KubeSettings) -> AsyncIterator[KubeSandboxes]:
+    """Sandboxes in the cluster that the settings name. Raises NoCluster where none can be reached."""
+    async with kube_api(settings) as api:
+        sandboxes = KubeSandboxes(api, settings)
+        try:
+            yield sandboxes
+        finally:
+            await sandboxes.close()

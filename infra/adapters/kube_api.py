@@ -1,0 +1,257 @@
+"""The calls of the API server that we make: raw JSON, each with a time-out and retries, its errors translated, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+import aiohttp
+
+from infra.adapters.kube_config import Access, load
+from infra.adapters.kube_exec import OPENING_SECONDS, PROTOCOLS, ExecStream
+from infra.adapters.kube_pod import CONTAINER, NAME, SELECTOR
+from infra.adapters.kube_settings import KubeSettings
+from schemas.errors import (
+    AgentUnreachable,
+    AlreadyExists,
+    Conflict,
+    NoCapacity,
+    NotFound,
+    PigeonError,
+    SandboxFailed,
+    Unavailable,
+)
+from schemas.limits import MIB
+
+Object = dict[str, Any]
+
+CALL_SECONDS = 15.0  # of trying, all in all: somebody waits for the answer
+TRY_SECONDS = 8.0  # for one try
+RETRY_MIN_SECONDS, RETRY_MAX_SECONDS = 0.1, 2.0
+RETRY_AFTER_MAX_SECONDS = 10.0  # a longer advice is answered with Unavailable, and whoever called comes again
+TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+WATCH_SECONDS = 290  # after which the server ends a watch, and we open the next
+WATCH_SILENCE_SECONDS = 100.0  # bookmarks come every minute: a watch silent for longer is dead
+WATCH_READ_BYTES = 1 * MIB
+MERGE_PATCH = "application/merge-patch+json"
+
+
+class Expired(PigeonError):
+    """The server does not know any more what happened since then (410): list anew."""
+
+    code = "expired"
+    retryable = True
+
+
+class _Busy(Unavailable):
+    """The same call may succeed soon; `advised` is how many seconds the server wants to be left alone."""
+
+    def __init__(self, reason: str, advised: float = 0.0) -> None:
+        super().__init__(reason)
+        self.advised = advised
+
+
+class KubeApi:
+    """One namespace's pods. Every call raises Unavailable when the server cannot be had or does not let us, and what
+    `refusal` makes of its answer. All calls may be repeated: names, uids and versions see to that."""
+
+    def __init__(self, access: Access, session: aiohttp.ClientSession, namespace: str) -> None:
+        self._access = access
+        self._session = session
+        self._pods = f"{access.host}/api/v1/namespaces/{quote(namespace, safe='')}/pods"
+
+    async def create(self, pod: Object) -> Object:
+        """Raises AlreadyExists, NoCapacity (quota) or SandboxFailed (refused for good)."""
+        return await self._call("POST", self._pods, json=pod)
+
+    async def get(self, name: str) -> Object | None:
+        """The pod, read consistently, or None."""
+        try:
+            return await self._call("GET", self._pod(name))
+        except NotFound:
+            return None
+
+    async def list(self, selector: str = SELECTOR) -> tuple[list[Object], str]:
+        """The pods with these labels, read consistently, and the version of the list."""
+        answer = await self._call("GET", self._pods, params={"labelSelector": selector})
+        return answer.get("items") or [], answer["metadata"]["resourceVersion"]
+
+    async def patch(self, name: str, change: Object) -> Object:
+        """A JSON merge patch. Raises NotFound, or Conflict where it names another version or uid."""
+        body = json.dumps(change)
+        return await self._call("PATCH", self._pod(name), data=body, headers={"Content-Type": MERGE_PATCH})
+
+    async def delete(self, name: str, uid: str, *, grace_seconds: int, version: int | None = None) -> None:
+        """Ask for the pod's end. Raises NotFound, or Conflict if the name is another incarnation's, or `version` is not
+        the pod's any more."""
+        preconditions = {"uid": uid} | ({} if version is None else {"resourceVersion": str(version)})
+        options = {"preconditions": preconditions, "gracePeriodSeconds": grace_seconds}
+        await self._call("DELETE", self._pod(name), json=options)
+
+    @asynccontextmanager
+    async def watch(self, version: str) -> AsyncIterator[AsyncIterator[tuple[str, Object]]]:
+        """What happens to our pods after that version, as (type, object); ends when the server ends it.
+
+        Raises Expired when the version is too old, Unavailable when the connection breaks.
+        """
+        params = {
+            "labelSelector": SELECTOR,
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=TRY_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
+        try:
+            async with self._session.get(
+                self._pods, params=params, timeout=patience, **await self._common()
+            ) as response:
+                if response.status != 200:
+                    await self._refuse(response)
+                yield _events(response.content)
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unavailable(f"the watch of the pods broke: {error!r}") from error
+
+    async def execute(self, name: str, command: Sequence[str]) -> ExecStream:
+        """Start a program in the pod's container. Raises NotFound, AgentUnreachable or Unavailable."""
+        query = [("command", word) for word in command]
+        query += [("container", CONTAINER), ("stdin", "true"), ("stdout", "true"), ("stderr", "true"), ("tty", "false")]
+        try:
+            async with asyncio.timeout(OPENING_SECONDS):
+                return ExecStream(await self._open(f"{self._pod(name)}/exec", query))
+        except aiohttp.WSServerHandshakeError as error:
+            if error.status == 404:
+                raise NotFound(f"there is no pod {name}") from error
+            raise AgentUnreachable(f"exec was refused: {error.status} {error.message}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise AgentUnreachable(f"exec could not be started: {error!r}") from error
+
+    async def _open(self, url: str, query: list[tuple[str, str]]) -> aiohttp.ClientWebSocketResponse:
+        for again in (True, False):
+            try:
+                return await self._session.ws_connect(
+                    url, params=query, protocols=PROTOCOLS, compress=0, max_msg_size=MIB, **await self._common()
+                )
+            except aiohttp.WSServerHandshakeError as error:
+                if error.status != 401 or not again:
+                    raise
+                self._access.refused()
+        raise AssertionError("the second try has no further one")
+
+    def _pod(self, name: str) -> str:
+        """The pod's address. Raises NotFound for what can be no pod's name, and might be a path."""
+        if not NAME.fullmatch(name):
+            raise NotFound(f"not a name for a pod: {name!r}")
+        return f"{self._pods}/{name}"
+
+    async def _common(self, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What every request needs. Raises Unavailable without a token."""
+        access = self._access
+        return {
+            "headers": {**await access.headers(), **(headers or {})},
+            "proxy": access.proxy,
+            "server_hostname": access.server_name,
+        }
+
+    async def _call(self, method: str, url: str, **options: Any) -> Object:
+        """One call, tried until it is answered or its time is over."""
+        deadline = time.monotonic() + CALL_SECONDS
+        delay = RETRY_MIN_SECONDS
+        while True:
+            try:
+                return await self._once(method, url, **options)
+            except _Busy as busy:
+                pause = max(busy.advised, delay * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries
+                if busy.advised > RETRY_AFTER_MAX_SECONDS or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+            delay = min(2 * delay, RETRY_MAX_SECONDS)
+
+    async def _once(self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **options: Any) -> Object:
+        common = await self._common(headers)
+        try:
+            async with self._session.request(method, url, **options, **common) as response:
+                if response.status >= 300:
+                    await self._refuse(response)
+                answer: Object = await response.json(content_type=None)
+                return answer
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: cut, or no JSON
+            raise _Busy(f"the cluster's API server does not answer: {error!r}") from error
+
+    async def _refuse(self, response: aiohttp.ClientResponse) -> NoReturn:
+        """Raise what the answer means."""
+        if response.status == 401:
+            self._access.refused()
+        try:
+            status = json.loads(await response.read())
+        except ValueError:  # a proxy's page
+            status = {}
+        if response.status in TRANSIENT or response.status == 401:
+            words = f"the cluster's API server is not able to: {response.status} {status.get('message', '')}"
+            raise _Busy(words, _retry_after(response))
+        reason, message = str(status.get("reason") or ""), str(status.get("message") or response.reason or "")
+        raise refusal(response.status, reason, message)
+
+
+def refusal(status: int, reason: str, message: str) -> PigeonError:
+    """What an answer of the API server means to us."""
+    said = f"the cluster says: {message}"
+    match status, reason:
+        case 404, _ if "namespaces" not in message:
+            return NotFound(said)
+        case 409, "AlreadyExists":
+            return AlreadyExists(said)
+        case 409, _:  # also of a quota that two creates count at once
+            return Conflict(said)
+        case 410, _:
+            return Expired(said)
+        case 403, _ if "exceeded quota" in message:
+            return NoCapacity(said)
+        case 403, _ if "cannot" in message or "being terminated" in message:  # our account's rights, the namespace
+            return Unavailable(said)
+        case ((400 | 403 | 413 | 415 | 422), _):
+            return SandboxFailed(said)
+    return Unavailable(f"{said} ({status})")
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float:
+    try:
+        return float(response.headers.get("Retry-After", 0))
+    except ValueError:  # a date
+        return 0.0
+
+
+async def _events(content: aiohttp.StreamReader) -> AsyncIterator[tuple[str, Object]]:
+    """One JSON object a line; an object may be longer than the reader's own limit for lines."""
+    rest = b""
+    async for piece in content.iter_any():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in filter(None, lines):
+            yield _event(line)
+
+
+def _event(line: bytes) -> tuple[str, Object]:
+    try:
+        event = json.loads(line)
+        kind, thing = event["type"], event["object"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unavailable(f"the watch said what is no event: {line[:100]!r}") from error
+    if kind == "ERROR":
+        raise refusal(thing.get("code", 500), thing.get("reason", ""), thing.get("message", ""))
+    return kind, thing
+
+
+@asynccontextmanager
+async def kube_api(settings: KubeSettings) -> AsyncIterator[KubeApi]:
+    """A client of the cluster that the settings name. Raises NoCluster."""
+    access = await load(settings)
+    connector = aiohttp.TCPConnector(limit=0, ssl=access.tls or True)
+    patience = aiohttp.ClientTimeout(total=TRY_SECONDS)
+    async with aiohttp.ClientSession(connector=connector, timeout=patience, trust_env=False) as session:
+        yield KubeApi(access, session, settings.namespace)

@@ -1,0 +1,145 @@
+"""How to reach an API server and prove who we are: the official client's configuration, and nothing else of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kubernetes.client.configuration import Configuration
+from kubernetes.config.incluster_config import load_incluster_config
+from kubernetes.config.kube_config import load_kube_config
+
+from infra.adapters.kube_settings import KubeSettings
+from schemas.errors import Unavailable
+
+GOOGLE_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+TOKEN_SECONDS = 30.0  # that a token is used without asking for it again; whoever issues them keeps minutes in reserve
+REFRESH_SECONDS = 20.0  # for a token from a plugin or over the network
+
+
+class NoCluster(Unavailable):
+    """There is no usable configuration for a cluster; the message says which was tried."""
+
+    code = "no_cluster"
+    retryable = False
+
+
+@dataclass(slots=True)
+class Access:
+    """One API server, and the current proof of who we are. `server_name` is what its certificate must name, if not its
+    host; `proxy` is an HTTP proxy's address, or None."""
+
+    host: str
+    tls: ssl.SSLContext | None
+    token: Callable[[], str | None]  # may block
+    server_name: str | None = None
+    proxy: str | None = None
+    _header: dict[str, str] = field(default_factory=dict)
+    _fresh_until: float = 0.0
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def headers(self) -> dict[str, str]:
+        """The Authorization header, if there is one. Raises Unavailable when no token can be had."""
+        if time.monotonic() < self._fresh_until:
+            return self._header
+        async with self._lock:
+            if time.monotonic() >= self._fresh_until:
+                self._header = await self._ask()
+                self._fresh_until = time.monotonic() + TOKEN_SECONDS
+        return self._header
+
+    def refused(self) -> None:
+        """The server did not take the token: ask for it again next time."""
+        self._fresh_until = 0.0
+
+    async def _ask(self) -> dict[str, str]:
+        try:
+            async with asyncio.timeout(REFRESH_SECONDS):
+                token = await asyncio.to_thread(self.token)
+        except Exception as error:  # plugins, files and identity services fail in their own ways
+            raise Unavailable(f"no token for the cluster: {error or 'it took too long'}") from error
+        return {"Authorization": token} if token else {}
+
+
+async def load(settings: KubeSettings) -> Access:
+    """Read the configuration that `settings.access` names. Raises NoCluster."""
+    return await asyncio.to_thread(_load, settings)
+
+
+def _load(settings: KubeSettings) -> Access:
+    try:
+        return _access(_configuration(settings))
+    except Exception as error:  # a parser, a missing field, a file that is not there
+        raise NoCluster(f"no cluster can be reached ({settings.access}): {error}") from error
+
+
+def _configuration(settings: KubeSettings) -> Configuration:
+    configuration = Configuration(proxy="")  # by default the environment's, without regard to its exceptions
+    match settings.access:
+        case "google":
+            _google(configuration, settings)
+        case "in-cluster":
+            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        case "auto" if settings.kubeconfig is None and ACCOUNT.exists():
+            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        case _:
+            load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=str(
+                    settings.kubeconfig or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config"
+                ),
+                context=settings.context or None,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+    return configuration
+
+
+def _google(configuration: Configuration, settings: KubeSettings) -> None:
+    """A cluster of Google's by the credentials of the environment, without a kubeconfig or gcloud."""
+    if not settings.server:
+        raise ValueError("`server` is not set")
+    import google.auth.transport.requests  # not everybody who has a cluster has Google's libraries
+
+    credentials, _ = google.auth.default(scopes=GOOGLE_SCOPES)
+    request = google.auth.transport.requests.Request()
+
+    def refresh(current: Configuration) -> None:
+        if not credentials.valid:
+            credentials.refresh(request)  # type: ignore[no-untyped-call]
+        current.api_key["BearerToken"] = f"Bearer {credentials.token}"
+
+    configuration.host = settings.server if "://" in settings.server else f"https://{settings.server}"
+    configuration.ca_cert_data = base64.b64decode(settings.server_ca, validate=True).decode() or None
+    configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]
+
+
+def _access(configuration: Configuration) -> Access:
+    def token() -> str | None:
+        found: str | None = configuration.get_api_key_with_prefix("BearerToken", "authorization")
+        return found
+
+    host = str(configuration.host).rstrip("/")
+    return Access(
+        host=host,
+        tls=_tls(configuration) if host.startswith("https://") else None,
+        token=token,
+        server_name=configuration.tls_server_name or None,
+        proxy=configuration.proxy or None,
+    )
+
+
+def _tls(configuration: Any) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
