@@ -70,3 +70,22 @@ def core_resources() -> Object:
     execs = {"name": "pods/exec", "singularName": "", "namespaced": True, "kind": "PodExecOptions"}
     resources.append({**execs, "verbs": ["create", "get"]})
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1", "resources": resources}
+
+
+def openapi() -> Object:
+    """As much of the OpenAPI document of /api/v1 as makes kubectl leave validation to the server."""
+    parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
+    paths = {
+        f"/api/v1/namespaces/{{namespace}}/{each.name}/{{name}}": {
+            "patch": {
+                "parameters": [parameter],
+                "responses": {"200": {"description": "OK"}},
+                "x-kubernetes-group-version-kind": {"group": "", "version": "v1", "kind": each.kind},
+            }
+        }
+        for each in RESOURCES.values()
+    }
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": "v1.33.0"}, "paths": paths}
+
+
+OPENAPI_ROOT: Object = {"paths": {"api/v1": {"serverRelativeURL": "/openapi/v3/api/v1?hash=0"}}}

@@ -115,6 +115,8 @@ class ApiServer:
             ("/apis", discovery.GROUPS),
             ("/api/v1", discovery.core_resources()),
             ("/apis/authorization.k8s.io/v1", discovery.REVIEWS),
+            ("/openapi/v3", discovery.OPENAPI_ROOT),
+            ("/openapi/v3/api/v1", discovery.openapi()),
         ):
             router.add_get(path, _static(body))
         router.add_post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review)
@@ -368,6 +370,8 @@ def _abort(request: web.Request) -> None:
 
 
 async def _body(request: web.Request) -> Any:
+    if "json" not in request.content_type and request.content_type != "application/octet-stream":
+        raise Refused(415, f"this server reads JSON only, not {request.content_type}")
     try:
         return json.loads(await request.read() or b"{}")
     except ValueError as error:
