@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from consumers.context import Context
 from schemas.documents import Session, User, plain, session_path, user_path
-from schemas.errors import Conflict, NotFound
+from schemas.errors import Conflict, NotFound, Unavailable
 from schemas.events import SessionEnded
 from schemas.lifecycle import ENDED, LIVE, SessionState, check_session_step
 from schemas.ports import Snapshot, Transaction
@@ -121,9 +121,10 @@ async def end(
     only: frozenset[SessionState] = LIVE,
     **fields: Any,
 ) -> bool:
-    """Step to an end state and give the user's place back, in one transaction; says so on session-lifecycle.
+    """Step to an end state and give the user's place back, in one transaction; then say so on session-lifecycle.
 
-    Returns False where the session is missing or is in none of the states `only`; nothing is changed then.
+    Returns False where the session is missing or is in none of the states `only`; nothing is changed then. A worker
+    that dies before it has said so leaves the deadline, at which the sweep says it.
     """
 
     async def work(transaction: Transaction) -> Session | None:
@@ -144,13 +145,23 @@ async def end(
     ended = await context.store.transact(work)
     if ended is None:
         return False
-    await context.publish(_farewell(ended), session_id, id=f"{session_id}-ended")
+    try:
+        await say_ended(context, session_id, ended)
+    except Unavailable as error:
+        log.warning("session %s: its end is told of later: %s", session_id, error)
     return True
 
 
+async def say_ended(context: Context, session_id: str, session: Session) -> None:
+    """Publish session.ended and note that it is said; saying it twice is harmless, its event id is the same."""
+    await context.publish(_farewell(session), session_id, id=f"{session_id}-ended")
+    await context.store.update(session_path(session_id), {alias_of("deadline"): None})
+
+
 def _ended(context: Context, session: Session, state: SessionState, reason: str, fields: Change) -> Session:
-    cleared = {"deadline": None, "tended_at": None, "warning": None, "position": None}
-    return _changed(session, {**cleared, "ended_at": context.now(), **fields, "state": state, "reason": reason})
+    now = context.now()
+    cleared = {"tended_at": None, "warning": None, "position": None, "deadline": now + context.limits.request_timeout}
+    return _changed(session, {**cleared, "ended_at": now, **fields, "state": state, "reason": reason})
 
 
 def _difference(old: Session, new: Session) -> Change:

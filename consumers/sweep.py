@@ -13,7 +13,7 @@ from consumers.admission import admit, give_sandbox, write_positions
 from consumers.commands import settle_all
 from consumers.context import Context
 from consumers.pool import fill
-from consumers.sessions import Held, end, load, readable, write
+from consumers.sessions import Held, end, load, readable, say_ended, write
 from consumers.settlement import DONE, Settlement
 from consumers.tend_session import finish
 from schemas.documents import session_path
@@ -75,6 +75,8 @@ async def _look_at(context: Context, current: Held) -> None:
             await _warn_or_close(context, current)
         case SessionState.CLOSING:
             await _force(context, current)
+        case _:  # it has ended, and whoever ended it may have died before saying so
+            await say_ended(context, current.id, current.session)
 
 
 async def _write(context: Context, current: Held, **fields: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import datetime, timedelta
 from typing import Any
 
 from consumers import chunks
@@ -23,6 +24,7 @@ from schemas.ports import Phase
 from schemas.transcript import TranscriptWriter
 
 RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS = 0.05, 2.0
+SAY_STARTED_AGAIN = timedelta(minutes=5)  # after a step to ready; a dead worker's session is taken over long before
 
 log = logging.getLogger(__name__)
 
@@ -210,10 +212,17 @@ class Tender:
         ready = await change(self._context, self._id, lambda session: self._ready_step(session, boot_id))
         if ready is None:  # ready already, or closed or failed since it was read
             await self._refresh()
-            return
-        self._session = ready
-        seconds = (self._context.now() - ready.created_at).total_seconds()
-        event = SessionStarted(user_id=ready.user_id, seconds=seconds)
+        else:
+            self._session = ready
+        ready_at = self._session.ready_at
+        if ready_at is not None and self._context.now() - ready_at < SAY_STARTED_AGAIN:
+            await self._say_started(ready_at)
+
+    async def _say_started(self, ready_at: datetime) -> None:
+        """Also of a session that was ready already, since its former tender may have died before saying so; the event's
+        id is the same."""
+        seconds = (ready_at - self._session.created_at).total_seconds()
+        event = SessionStarted(user_id=self._session.user_id, seconds=seconds)
         await self._context.publish(event, self._id, id=f"{self._id}-started")
 
     def _ready_step(self, session: Session, boot_id: str) -> dict[str, Any] | None:

@@ -59,7 +59,7 @@ def _plain(value: Any) -> Any:
 
 
 class Session(Stored):
-    """sessions/{id}. `deadline` is the next moment the sweep must look at it: set while it lives, None once ended.
+    """sessions/{id}. `deadline` is the next moment the sweep must look at it: None once it has ended and that is said.
 
     `position` counts from 1 in the queue. `expires_at` ends its longest life; `expire_at`, fixed at creation, is
     when its documents may be removed. `epoch` counts the tenders that took it over; `tender` is the id of the

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from infra.wiring import Backends
+from schemas.documents import Session
 from schemas.envelope import encode, wrap
 from schemas.errors import PigeonError
 from schemas.events import CloseReason, SessionClosed
@@ -42,11 +43,11 @@ async def close_sessions(opened: Backends, say: Callable[[str], None]) -> None:
 
 
 async def _live_sessions(opened: Backends) -> list[Snapshot]:
-    """Every session that has not ended: only those have a deadline."""
+    """Every session that has not ended: those have a deadline, and some that ended a moment ago."""
     query = Query(
         "sessions", (Where("deadline", "<=", opened.ports.clock.now() + FAR),), order_by="deadline", limit=1_000
     )
-    return await opened.ports.store.query(query)
+    return [snapshot for snapshot in await opened.ports.store.query(query) if Session.of(snapshot).live]
 
 
 async def _close(opened: Backends, session: str) -> None:
