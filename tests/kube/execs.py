@@ -22,7 +22,7 @@ from schemas.ports import ByteStream
 from tests.kube.answers import Object, Refused
 from tests.kube.kubelet import Kubelet, PodWorker
 from tests.kube.statuses import KILLED
-from tests.kube.streams import Tap
+from tests.kube.streams import TAP
 
 V5, V4 = "v5.channel.k8s.io", "v4.channel.k8s.io"
 STDIN, STDOUT, STDERR, ERROR, CLOSE = 0, 1, 2, 3, 255
@@ -63,11 +63,11 @@ def _asked(request: web.Request, stream: str) -> bool:
 class Exec:
     """One exec of one client."""
 
-    def __init__(self, request: web.Request, kubelet: Kubelet, worker: PodWorker, tap: Tap) -> None:
+    def __init__(self, request: web.Request, kubelet: Kubelet, worker: PodWorker) -> None:
         self._request = request
         self._kubelet = kubelet
         self._worker = worker
-        self._tap = tap
+        self._tap = request[TAP]
         self._socket = web.WebSocketResponse(protocols=(V5, V4), compress=False, max_msg_size=0)
         self._sending = asyncio.Lock()
 

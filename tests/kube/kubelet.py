@@ -179,6 +179,7 @@ class Kubelet:
         self.etcd = etcd
         self.faults = faults
         self.sandboxes = LocalSandboxes(root, limits=Limits(), network="none", python=python)
+        self.defects: list[Exception] = []  # of this double, not of what is tried on it
         self._root = root
         self._workers: dict[str, PodWorker] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -268,8 +269,13 @@ class Kubelet:
         """Run it until it is done or the kubelet is closed."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
         return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self.defects.append(error)
 
     async def close(self) -> None:
         """End every pod; nothing is left on this machine."""

@@ -25,6 +25,7 @@ class Account:
         return self.rights is None or (verb, resource) in self.rights
 
 
+ACCOUNT = web.RequestKey("account", Account)  # whose request it is
 ADMIN = Account("admin")
 WORKER = Account(
     "system:serviceaccount:pigeon:worker",

@@ -44,3 +44,6 @@ class Tap:
             raise ConnectionResetError("cut by a fault")
         if self.frozen:
             await asyncio.Event().wait()  # until the server is closed
+
+
+TAP = web.RequestKey("tap", Tap)  # of a request

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tests.kube.answers import Object, Refused, table
 from tests.kube.etcd import Change, Etcd
-from tests.kube.streams import Tap
+from tests.kube.streams import TAP, Tap
 
 DEFAULT_SECONDS = 1_800.0  # a watch without timeoutSeconds
 
@@ -30,8 +30,9 @@ class Watch:
     bookmark_every: float | None  # seconds
     as_table: bool
 
-    async def serve(self, request: web.Request, tap: Tap) -> web.StreamResponse:
+    async def serve(self, request: web.Request) -> web.StreamResponse:
         """Answer with events until the time is over or the client goes."""
+        tap = request[TAP]
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
