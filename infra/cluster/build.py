@@ -1,0 +1,99 @@
+"""What is built once and cached: the Kubernetes binary, the pause program, the terminal's root file system."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from infra.cluster.layout import SOURCE, ClusterFailed, cache_folder
+
+BINARY_SOURCES = ("go.mod", "go.sum", "main.go")
+PAUSE_SOURCE = SOURCE / "pause" / "pause.c"  # in a folder of its own, since Go refuses C beside it
+SUITE = "bookworm"
+PACKAGES = ("python3", "procps", "ca-certificates")  # of the terminal image, beside what every Debian has
+LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
+DEMOTE = '--customize-hook=find "$1" -xdev -type f -perm /6000 -exec chmod a-s {} +'  # no set-user-id program is needed
+GO_FLAGS = ("-trimpath", "-ldflags=-s -w")
+NICE = ("nice", "-n", "10")  # a build of many minutes; whoever works on this machine goes first
+
+
+def kube_binary() -> Path:
+    """The one binary of all Kubernetes components, compiled if this version of it is not in the cache.
+
+    Raises ClusterFailed where there is no Go or the compilation fails.
+    """
+    return _cached("kube", _digest(*(SOURCE / name for name in BINARY_SOURCES)), _compile_kube)
+
+
+def pause_binary() -> Path:
+    """The static program of the pause image. Raises ClusterFailed where it does not compile."""
+    return _cached("pause", _digest(PAUSE_SOURCE), _compile_pause)
+
+
+def root_filesystem() -> Path:
+    """A tar archive of a small Debian with Python. Raises ClusterFailed where it cannot be made."""
+    return _cached("rootfs.tar", _hash(repr(_bootstrap_options()).encode()), _bootstrap)
+
+
+def _compile_kube(target: Path) -> None:
+    if not shutil.which("go"):
+        raise ClusterFailed(
+            "compiling Kubernetes takes Go, the version in infra/cluster/go.mod or newer: https://go.dev/dl"
+        )
+    command = (*NICE, "go", "build", *GO_FLAGS, "-o", str(target), ".")
+    _run(command, cwd=SOURCE, env={**os.environ, "CGO_ENABLED": "0"})
+
+
+def _compile_pause(target: Path) -> None:
+    _run(("gcc", "-Os", "-s", "-static", "-Wall", "-Werror", "-o", str(target), str(PAUSE_SOURCE)))
+
+
+def _bootstrap(target: Path) -> None:
+    _run((*NICE, "mmdebstrap", *_bootstrap_options(), SUITE, str(target)))
+
+
+def _bootstrap_options() -> tuple[str, ...]:
+    excluded = (f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT)
+    return ("--quiet", "--format=tar", "--variant=minbase", f"--include={','.join(PACKAGES)}", DEMOTE, *excluded)
+
+
+def _cached(name: str, digest: str, make: Callable[[Path], None]) -> Path:
+    """The file of that name and digest; made under another name and renamed, so that it is whole or missing."""
+    folder = cache_folder() / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name
+    with _locked(folder / f"{name}.lock"):
+        if not target.exists():
+            unfinished = folder / f"{name}.unfinished"
+            make(unfinished)
+            unfinished.replace(target)
+    return target
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Two builds at once would take twice as long each."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _digest(*files: Path) -> str:
+    return _hash(b"".join(file.read_bytes() for file in files))
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _run(command: tuple[str, ...], cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    try:
+        subprocess.run(command, cwd=cwd, env=env, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ClusterFailed(f"could not build: {error}") from error

@@ -1,0 +1,132 @@
+"""Container images assembled without a registry, as OCI archives that `ctr images import` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from infra.cluster.layout import SOURCE
+
+USER = 1_000
+AGENT_SOURCE = SOURCE.parents[1] / "consumers" / "agent" / "agent.py"
+AGENT = "opt/pigeon/agent/__main__.py"
+MODE_FILE, MODE_PROGRAM, MODE_FOLDER = 0o644, 0o755, 0o770
+COPY_BYTES = 1 << 20
+
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+OCI = "application/vnd.oci.image"
+TERMINAL_CONFIG = {
+    "User": f"{USER}:{USER}",
+    "WorkingDir": "/workspace",
+    "Env": [
+        "PATH=/workspace/.local/bin:/usr/local/bin:/usr/bin:/bin",
+        "LANG=C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE=1",
+    ],
+    "Cmd": [
+        *("python3", "-I", "-S", "/opt/pigeon/agent", "serve", "--socket", "@pigeon-agent"),
+        *("--workspace", "/workspace", "--run-dir", "/run/pigeon"),
+    ],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of one or more tar layers, lowest first; `config` is the `config` object of the OCI image spec."""
+
+    names: tuple[str, ...]
+    layers: tuple[Path | bytes, ...]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, archive: Path) -> None:
+        """Write the OCI archive. The layers are left uncompressed: it is read once, on this machine."""
+        with tarfile.open(archive, "w") as tar:
+            layers = [_add_blob(tar, layer, f"{OCI}.layer.v1.tar") for layer in self.layers]
+            rootfs = {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]}
+            config = {"architecture": ARCHITECTURE, "os": "linux", "config": self.config, "rootfs": rootfs}
+            manifest: dict[str, Any] = {
+                "schemaVersion": 2,
+                "mediaType": f"{OCI}.manifest.v1+json",
+                "config": _add_blob(tar, _json(config), f"{OCI}.config.v1+json"),
+                "layers": layers,
+            }
+            described = _add_blob(tar, _json(manifest), manifest["mediaType"])
+            named = [{**described, "annotations": {"io.containerd.image.name": name}} for name in self.names]
+            _add_file(tar, "index.json", _json({"schemaVersion": 2, "manifests": named}))
+            _add_file(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
+
+
+def pause(name: str, program: Path) -> Image:
+    """The image of a pod's first container."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        _add_file(tar, "pause", program.read_bytes(), MODE_PROGRAM)
+    return Image((name,), (layer.getvalue(),), {"Entrypoint": ["/pause"], "User": "65535:65535"})
+
+
+def terminal(names: tuple[str, ...], root_filesystem: Path) -> Image:
+    """What a session runs: a small Debian with Python, the user, the workspace and the agent.
+
+    It has the product image's paths, user and environment, but Debian's Python and none of its libraries.
+    """
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        passwd, group = f"user:x:{USER}:{USER}::/workspace:/bin/bash\n", f"user:x:{USER}:\n"
+        for name, line in (("etc/passwd", passwd), ("etc/group", group)):
+            _add_file(tar, name, _member(root_filesystem, name) + line.encode())
+        for folder in ("workspace", "run/pigeon"):
+            _add_folder(tar, folder)
+        _add_file(tar, AGENT, AGENT_SOURCE.read_bytes())
+    return Image(names, (root_filesystem, layer.getvalue()), TERMINAL_CONFIG)
+
+
+def _member(archive: Path, name: str) -> bytes:
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile(f"./{name}")
+        return file.read() if file else b""
+
+
+def _add_file(tar: tarfile.TarFile, name: str, data: bytes, mode: int = MODE_FILE) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), mode
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _add_folder(tar: tarfile.TarFile, name: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.uid, info.gid = tarfile.DIRTYPE, MODE_FOLDER, USER, USER
+    tar.addfile(info)
+
+
+def _add_blob(tar: tarfile.TarFile, content: Path | bytes, media_type: str) -> dict[str, Any]:
+    """Add the content under its digest; returns its descriptor."""
+    if isinstance(content, bytes):
+        return _add_stream(tar, io.BytesIO(content), len(content), media_type)
+    with content.open("rb") as file:
+        return _add_stream(tar, file, content.stat().st_size, media_type)
+
+
+def _add_stream(tar: tarfile.TarFile, file: IO[bytes], size: int, media_type: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for piece in _pieces(file):
+        digest.update(piece)
+    file.seek(0)
+    info = tarfile.TarInfo(f"blobs/sha256/{digest.hexdigest()}")
+    info.size = size
+    tar.addfile(info, file)
+    return {"mediaType": media_type, "digest": f"sha256:{digest.hexdigest()}", "size": size}
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: file.read(COPY_BYTES), b"")
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
