@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bench import commands, flood, floors, keystrokes, peers, pigeon, replay, starts
+from bench.emulators import Emulators, Skipped, emulators
 from bench.report import Figure, table
 from bench.terminals import Terminal, calm
 from infra.local.sandbox_python import ensure_python
@@ -42,6 +43,19 @@ class Bench:
     def cold(self) -> pigeon.Stack:
         """A stack without a pool."""
         return self.held.enter_context(pigeon.stack(self.folder / "cold", self.python, pool_size=0))
+
+    @cached_property
+    def emulators(self) -> Emulators:
+        """Google's emulators. Raises Skipped where there are none; what needs their clients is imported after it."""
+        return self.held.enter_context(emulators())
+
+    @cached_property
+    def emulated(self) -> tuple[str, pigeon.Stack]:
+        """A stack on the emulators, and its project."""
+        project = self.emulators.project()
+        variables = self.emulators.variables(project)
+        folder = self.folder / "emulated"
+        return project, self.held.enter_context(pigeon.stack(folder, self.python, emulators=variables, pool_size=0))
 
     @cached_property
     def terminals(self) -> Sequence[Terminal]:
@@ -93,6 +107,51 @@ def _replay(bench: Bench) -> Iterator[Figure]:
     return replay.measure(bench.stack, count=bench.scaled(50))
 
 
+def _bus(bench: Bench) -> Iterator[Figure]:
+    held = bench.emulators
+    from bench import bus
+
+    return bus.measure(held, count=bench.scaled(400))
+
+
+def _listeners(bench: Bench) -> Iterator[Figure]:
+    held = bench.emulators
+    from bench import listeners
+
+    return listeners.measure(held, count=bench.scaled(400))
+
+
+def _chunks(bench: Bench) -> Iterator[Figure]:
+    held = bench.emulators
+    from bench import chunks
+
+    return chunks.measure(held, rounds=bench.scaled(7))
+
+
+def _hops(bench: Bench) -> Iterator[Figure]:
+    project, emulated = bench.emulated
+    from bench import hops
+
+    yield from hops.measure(bench.emulators, project, emulated, bench.cold, count=bench.scaled(200))
+    last = 500_000 if bench.quick else 2_000_000
+    yield from hops.measure_floods(emulated, bench.cold, last=last, rounds=1 if bench.quick else 3)
+
+
+def _bill(bench: Bench) -> Iterator[Figure]:
+    held = bench.emulators
+    from bench import bill
+
+    return bill.measure(held, bench.folder / "bill", bench.python, count=bench.scaled(20))
+
+
+def _lag(bench: Bench) -> Iterator[Figure]:
+    held = bench.emulators
+    from bench import lag
+
+    commands, last = (80, 500_000) if bench.quick else (400, 2_000_000)
+    return lag.measure(held, bench.folder / "lag", bench.python, commands=commands, last=last)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "echo": _echo,
     "commands": _commands,
@@ -101,6 +160,12 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "memory": _memory,
     "replay": _replay,
     "floors": _floors,
+    "bus": _bus,
+    "listeners": _listeners,
+    "chunks": _chunks,
+    "hops": _hops,
+    "bill": _bill,
+    "lag": _lag,
 }
 
 
@@ -113,7 +178,10 @@ def main() -> None:
         figures: list[Figure] = []
         for name in options.only or PARTS:
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
-            figures += PARTS[name](bench)
+            try:
+                figures += PARTS[name](bench)
+            except Skipped as reason:
+                print(f"{name} is skipped: {reason}", file=sys.stderr)
     print(table(figures))
     machine = {
         "cores": os.cpu_count(),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+import grpc.aio
 import httpx
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -31,7 +32,7 @@ from producers.services import Services
 from schemas.documents import INDEXES, Command, command_path
 from schemas.http import StreamedData
 from schemas.limits import MIB, Limits
-from schemas.ports import Clock
+from schemas.ports import Bus, Store
 from schemas.topics import SUBSCRIPTIONS, TOPICS
 
 SECRET = bytes(range(32))
@@ -106,54 +107,62 @@ class Session:
         raise AssertionError("a watch never ends")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a deployment is: its sandboxes' folder and Python, the emulators, and its project."""
+
+    folder: Path
+    python: Path
+    pubsub: str
+    firestore: str
+    project: str
+
+    def store(self, *interceptors: grpc.aio.ClientInterceptor) -> AbstractAsyncContextManager[FirestoreStore]:
+        """A client of its documents."""
+        return firestore_store(self.project, indexes=INDEXES, emulator=self.firestore, interceptors=interceptors)
+
+    def bus(self, *interceptors: grpc.aio.ClientInterceptor) -> AbstractAsyncContextManager[PubsubBus]:
+        """A client of its messages."""
+        return pubsub_bus(self.project, self.pubsub, interceptors=interceptors)
+
+
 @asynccontextmanager
-async def deployment(
-    folder: Path, python: Path, *, pubsub: str, firestore: str, project: str
-) -> AsyncIterator[Deployment]:
-    """Open one in a project of its own; on leaving it its sandboxes are removed."""
-    tally, clock = Tally(), SystemClock()
+async def deployment(place: Place) -> AsyncIterator[Deployment]:
+    """Gateway and worker in this process, in a project of their own."""
+    tally = Tally()
     counted = tally.interceptors()
-    sandboxes = LocalSandboxes(folder / "sandboxes", limits=LIMITS, python=python)
-    async with AsyncExitStack() as held:
-        enter = held.enter_async_context
-        unseen = await enter(firestore_store(project, indexes=INDEXES, emulator=firestore))
-        store = await enter(firestore_store(project, indexes=INDEXES, emulator=firestore, interceptors=counted))
-        bus = await enter(pubsub_bus(project, pubsub, interceptors=counted))
+    async with place.store() as unseen, place.store(*counted) as store, place.bus(*counted) as bus:
         await bus.create(TOPICS, SUBSCRIPTIONS)
-        context = Context(
-            store=store,
-            bus=bus,
-            sandboxes=sandboxes,
-            clock=clock,
-            limits=LIMITS,
-            controls=Controls(sandboxes, SECRET),
-        )
-        try:
-            await enter(_working(Worker(context)))
-            client = await enter(_client(store, bus, clock))
+        async with working(place, store, bus), gateway(store, bus) as client:
             yield Deployment(tally, client, unseen)
-        finally:
-            for sandbox in await sandboxes.list():
-                await sandboxes.delete(sandbox.name, sandbox.uid)
 
 
 @asynccontextmanager
-async def _working(worker: Worker) -> AsyncIterator[None]:
-    """A worker that runs until the context is left."""
-    async with beside(worker.run()) as running:
-        yield
-        worker.stop()
-        await asyncio.wait([running], timeout=PATIENCE)
+async def working(place: Place, store: Store, bus: Bus) -> AsyncIterator[Worker]:
+    """A worker; on leaving it all sandboxes are removed."""
+    sandboxes = LocalSandboxes(place.folder / "sandboxes", limits=LIMITS, python=place.python)
+    controls = Controls(sandboxes, SECRET)
+    worker = Worker(
+        Context(store=store, bus=bus, sandboxes=sandboxes, clock=SystemClock(), limits=LIMITS, controls=controls)
+    )
+    try:
+        async with beside(worker.run()) as running:
+            yield worker
+            worker.stop()
+            await asyncio.wait([running], timeout=PATIENCE)
+    finally:
+        for sandbox in await sandboxes.list():
+            await sandboxes.delete(sandbox.name, sandbox.uid)
 
 
 @asynccontextmanager
-async def _client(store: FirestoreStore, bus: PubsubBus, clock: Clock) -> AsyncIterator[Client]:
-    """A client of the functions, over a real socket."""
+async def gateway(store: Store, bus: Bus) -> AsyncIterator[Client]:
+    """The functions behind a socket, and a client of them."""
     services = Services(
         store=store,
         bus=bus,
         identity=LocalIdentity(SECRET),
-        clock=clock,
+        clock=SystemClock(),
         limits=LIMITS,
         minter=None,
         allowed_origins=frozenset(),

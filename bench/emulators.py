@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import urllib.request
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from infra.emulators import EmulatorMissing, firestore_emulator, pubsub_emulator
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # before gRPC is imported; our children exec at once
 
 T = TypeVar("T")
 
@@ -36,11 +39,24 @@ class Emulators:
         """A project that nobody else uses: cost grows with the documents of a project."""
         return f"bench-{uuid4().hex[:20]}"
 
+    def forget(self, project: str) -> None:
+        """Delete all its documents, which the emulator holds in memory."""
+        url = f"http://{self.firestore}/emulator/v1/projects/{project}/databases/(default)/documents"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE")).close()
+
+    def variables(self, project: str) -> dict[str, str]:
+        """What a process of the emulators profile is told."""
+        return {
+            "PIGEON_PROFILE": "emulators",
+            "PIGEON_PROJECT": project,
+            "PUBSUB_EMULATOR_HOST": self.pubsub,
+            "FIRESTORE_EMULATOR_HOST": self.firestore,
+        }
+
 
 @contextmanager
 def emulators() -> Iterator[Emulators]:
     """Those that run already, or our own. Raises Skipped where there are none."""
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     with asyncio.Runner() as runner:
         held = AsyncExitStack()
         try:

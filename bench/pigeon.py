@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -78,12 +78,12 @@ class Stack:
 
 
 @contextmanager
-def stack(folder: Path, python: Path, **limits: Any) -> Iterator[Stack]:
+def stack(folder: Path, python: Path, *, emulators: Mapping[str, str] | None = None, **limits: Any) -> Iterator[Stack]:
     """A stack with these limits beside ROOM, whose sandboxes offer this Python; stopped, with all its sessions, on
-    the way out."""
+    the way out. `emulators` are the variables with which it finds them; without, it is an embedded one."""
     state = folder / "state"
     settings = {"STATE": str(state), "PYTHON": str(python), "LIMITS": json.dumps({**ROOM, **limits})}
-    environment = {**os.environ, **{f"PIGEON_{name}": value for name, value in settings.items()}}
+    environment = {**os.environ, **{f"PIGEON_{name}": value for name, value in settings.items()}, **(emulators or {})}
     folder.mkdir()
     with (folder / "log").open("wb") as output:
         command = [sys.executable, "-m", "infra.cli", "up", "--port", "0"]

@@ -8,7 +8,9 @@ from typing import Any
 
 OURS = "pigeon"
 AGENT, PTY = "agent alone", "raw PTY"
-FLOORS = (AGENT, PTY)  # parts of us, measured by themselves: what the whole cannot be better than
+RAW = "bare clients"  # the same calls on Google's generated clients, with nothing of ours around them
+EMBEDDED = "embedded"  # what is measured on emulators, on the embedded profile
+FLOORS = (AGENT, PTY, RAW, EMBEDDED)  # parts of us, measured by themselves: no rivals
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.counted import Session, deployment
+from bench.counted import Place, Session, deployment
 from schemas.documents import Command
 from tests.waiting import until
 
@@ -29,7 +29,7 @@ async def session(
 ) -> AsyncIterator[Session]:
     """A session with one reader, in a deployment whose calls are counted."""
     async with (
-        deployment(tmp_path, python, pubsub=pubsub_host, firestore=firestore_host, project=project) as opened,
+        deployment(Place(tmp_path, python, pubsub_host, firestore_host, project)) as opened,
         opened.session() as session,
     ):
         yield session
