@@ -47,6 +47,16 @@ test-fast: $(VENV)/.dev ## what is worth waiting for after every change: under t
 test-emulators: $(VENV)/.dev ## contracts, journeys and rules on Google's emulators
 	$(BIN)/python -m pytest tests/emulators tests/contracts
 
+.venv-checkov/.made: requirements-checkov.lock
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-checkov.lock
+	@touch $@
+
+check-manifests: $(VENV)/.dev .venv-checkov/.made ## checkov on every build of the manifests and on the images; needs kubectl
+	@builds=$$(mktemp -d) && trap 'rm -rf "$$builds"' EXIT && $(BIN)/python -m infra.kubernetes.builds "$$builds" && \
+	.venv-checkov/bin/checkov --framework kubernetes --compact --quiet --skip-download --directory "$$builds"
+	.venv-checkov/bin/checkov --framework dockerfile --compact --quiet --skip-download --directory infra/images
+
 bench: $(VENV)/.dev ## side-by-side figures; see bench/README.md
 	$(BIN)/python -m bench
 
@@ -57,8 +67,10 @@ lock: ## resolve the dependencies anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --extra build pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o requirements-dev.lock -c requirements.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --extra build --extra gcp --extra kubernetes pyproject.toml -o requirements-gcp.lock -c requirements-dev.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.12 --no-header --no-annotate infra/images/python-terminal/requirements.in -o infra/images/python-terminal/requirements.lock
+	echo 'checkov>=3.3,<4' | uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header --no-annotate - -o requirements-checkov.lock
 
 clean: ## remove the environment; sessions and their transcripts in .pigeon stay
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-checkov
 
-.PHONY: help up demo check test test-fast test-emulators bench schemas lock clean
+.PHONY: help up demo check test test-fast test-emulators check-manifests bench schemas lock clean
