@@ -10,7 +10,7 @@ from consumers.agent.client import AgentControl
 from consumers.context import Context
 from consumers.sessions import MAX_RETRIES, Held, load
 from schemas.documents import Command, Session, command_path, commands_of, plain, session_path
-from schemas.errors import AgentRefused, Conflict
+from schemas.errors import AgentRefused, AlreadyExists, Conflict
 from schemas.events import CommandSubmitted
 from schemas.lifecycle import TAKES_INPUT, UNSETTLED, CommandState, SessionState, check_command_step
 from schemas.ports import Query, Transaction, Where
@@ -28,9 +28,6 @@ async def record(context: Context, session_id: str, event: CommandSubmitted, at:
 
     async def work(transaction: Transaction) -> Command | None:
         snapshot = await transaction.get(session_path(session_id))
-        known = await transaction.get(path)
-        if known is not None:
-            return Command.of(known)
         if snapshot is None:
             return None
         session = Session.of(snapshot)
@@ -39,7 +36,11 @@ async def record(context: Context, session_id: str, event: CommandSubmitted, at:
         transaction.update(session_path(session_id), {"nextCommand": session.next_command + 1})
         return command
 
-    return await context.store.transact(work)
+    try:
+        return await context.store.transact(work)
+    except AlreadyExists:  # a redelivery; looking first would cost every command a read and a round trip
+        known = await context.store.get(path)
+        return None if known is None else Command.of(known)
 
 
 def _new(event: CommandSubmitted, session: Session, at: datetime) -> Command:

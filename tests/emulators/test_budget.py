@@ -14,7 +14,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.slow
 
 WRITES, MESSAGES = 6, 4  # for a short command, everything counted
-READS = 10  # likewise, with one reader; a write costs three times as much
+READS = 8  # likewise, with one reader; a write costs three times as much
 SHORT_SECONDS = 0.02
 
 WRITES_PER_MB = 5  # a full chunk is 256 KiB, so 3.8 of them are a megabyte; the rest is the command's own
