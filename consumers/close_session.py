@@ -38,7 +38,7 @@ async def close_session(context: Context, session_id: str, reason: CloseReason) 
         current = await load(context, session_id)
         closing = current.session if current is not None and current.session.state is SessionState.CLOSING else None
     if closing is not None:
-        await _stop_shell(context, session_id, closing)
+        await (_stop_shell if closing.agent_boot_id else _delete_sandbox)(context, session_id, closing)
     return DONE
 
 
@@ -87,3 +87,11 @@ async def _stop_shell(context: Context, session_id: str, session: Session) -> No
         await control.request("stop")
     except (SandboxGone, Unavailable, AgentRefused) as error:
         log.info("session %s cannot be asked to stop, its tender or the sweep ends it: %s", session_id, error)
+
+
+async def _delete_sandbox(context: Context, session_id: str, session: Session) -> None:
+    """No shell of this session is in use, and a cluster may not have found a place for its sandbox yet."""
+    try:
+        await context.sandboxes.delete(session.pod_name, session.pod_uid)
+    except Unavailable as error:
+        log.info("session %s: its sandbox is deleted by its tender or the sweep: %s", session_id, error)

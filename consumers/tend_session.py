@@ -17,7 +17,16 @@ from consumers.pump import Pump
 from consumers.sessions import Held, change, end, idle_deadline, load, sentence
 from consumers.settlement import DONE, LEAVE, Settlement
 from schemas.documents import Session, session_path
-from schemas.errors import AgentRefused, AgentUnreachable, Diverged, PigeonError, SandboxFailed, SandboxGone, Superseded
+from schemas.errors import (
+    AgentRefused,
+    AgentUnreachable,
+    Diverged,
+    NoCapacity,
+    PigeonError,
+    SandboxFailed,
+    SandboxGone,
+    Superseded,
+)
 from schemas.events import SessionOpened, SessionStarted, Usage
 from schemas.lifecycle import CommandState, SessionState
 from schemas.ports import Phase
@@ -96,6 +105,8 @@ class Tender:
         except Superseded as error:
             log.info("session %s: %s", self._id, error)
             return LEAVE
+        except NoCapacity as error:
+            await self._back_to_queue(str(error))
         except SandboxFailed as error:
             await self._end(SessionState.FAILED, sentence(error), await self._committed())
         except SandboxGone as error:
@@ -127,7 +138,7 @@ class Tender:
             raise SandboxGone(sandbox.reason or "the sandbox ended")
 
     async def _tend_once(self) -> Settlement:
-        await self._context.sandboxes.running(self._session.pod_name, self._session.pod_uid)
+        await self._until_running()
         await self._refresh()
         if self._closed_unopened():
             return await self._close_unopened()
@@ -136,6 +147,43 @@ class Tender:
             return await self._attend(connection)
         finally:
             await connection.close()
+
+    async def _until_running(self) -> None:
+        """Wait for the sandbox, and sign the session meanwhile: a cluster may need minutes to find it a place."""
+        starting = self._context.sandboxes.running(self._session.pod_name, self._session.pod_uid)
+        waiting = asyncio.create_task(starting)
+        try:
+            while not waiting.done():
+                await asyncio.wait({waiting}, timeout=self._context.limits.tended_every.total_seconds())
+                if not waiting.done():
+                    await self._sign()
+            await waiting
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    async def _sign(self) -> None:
+        signature = {"tended_at": self._context.now()}
+        await change(self._context, self._id, lambda session: signature if self._ours(session) else None)
+        await self._refresh()
+
+    def _ours(self, session: Session) -> bool:
+        return session.live and session.epoch == self._session.epoch
+
+    async def _back_to_queue(self, why: str) -> None:
+        """The cluster took the sandbox and has no place for it. No shell was ever opened in it, so the session waits
+        for another one, in the place that it had."""
+        log.info("session %s waits: %s", self._id, why)
+        await self._context.sandboxes.delete(self._session.pod_name, self._session.pod_uid)
+
+        def requeue(session: Session) -> dict[str, Any] | None:
+            if not self._ours(session) or session.state is not SessionState.STARTING:
+                return None
+            cleared = {"pod_name": "", "pod_uid": "", "tended_at": None, "deadline": session.expires_at}
+            return {"state": SessionState.QUEUED, **cleared}
+
+        if await change(self._context, self._id, requeue) is None:
+            await self._gone(why)
 
     def _closed_unopened(self) -> bool:
         return self._session.state is SessionState.CLOSING and not self._session.agent_boot_id
