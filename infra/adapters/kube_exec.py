@@ -107,7 +107,7 @@ class ExecStream(ByteStream):
             return
         self._closed = True
         with contextlib.suppress(aiohttp.ClientError, OSError):
-            async with asyncio.timeout(2 * CLOSE_SECONDS):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 if self._websocket.protocol == V5 and self.exit is None:
                     await self._websocket.send_bytes(CLOSE_STDIN)
                 await self._websocket.close()
