@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
+from infra.adapters.kube_settings import KubeSettings
 from schemas.errors import Malformed
 from schemas.limits import Limits
 
@@ -23,6 +24,7 @@ class Settings(BaseModel):
 
     profile: Literal["embedded", "emulators", "gcp"] = "embedded"  # where messages and documents are
     sandboxes: Literal["local", "kubernetes"] = "local"
+    kube: KubeSettings = KubeSettings()  # of the pods, where sandboxes are pods
     project: str = "pigeon-local"  # of Google Cloud, or of its emulators
     state: Path = Path(".pigeon")  # the folder of everything that is kept; the gcp profile keeps nothing in one
     port: int = 8080
@@ -46,7 +48,7 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
-        """Read PIGEON_STATE, PIGEON_NETWORK, ... and PIGEON_LIMITS (a JSON object); `overrides` win.
+        """Read PIGEON_STATE, PIGEON_NETWORK, ... and PIGEON_LIMITS and PIGEON_KUBE (JSON objects); `overrides` win.
 
         Raises Malformed, naming the variable, where a value is not what it should be.
         """
@@ -65,9 +67,9 @@ class Settings(BaseModel):
 def _value(name: str, text: str) -> Any:
     if name == "allowed_origins":
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if name == "limits":
+    if name in ("limits", "kube"):
         try:
             return json.loads(text)
         except ValueError as error:
-            raise Malformed(f"{PREFIX}LIMITS: not a JSON object") from error
+            raise Malformed(f"{PREFIX}{name.upper()}: not a JSON object") from error
     return text

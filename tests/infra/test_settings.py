@@ -31,6 +31,7 @@ def test_every_kind_of_value_is_read() -> None:
             "PIGEON_ALLOWED_ORIGINS": "https://a.example, https://b.example",
             "PIGEON_LIMITS": '{"capacity": 4, "idle_timeout": "PT10M"}',
             "PIGEON_UNSAFE_NO_SANDBOX": "1",
+            "PIGEON_KUBE": '{"namespace": "elsewhere", "runtime_class": "gvisor"}',
             "UNRELATED": "x",
         }
     )
@@ -38,6 +39,7 @@ def test_every_kind_of_value_is_read() -> None:
     assert settings.allowed_origins == ("https://a.example", "https://b.example")
     assert (settings.limits.capacity, settings.limits.idle_timeout) == (4, timedelta(minutes=10))
     assert settings.unsafe_no_sandbox
+    assert (settings.kube.namespace, settings.kube.runtime_class) == ("elsewhere", "gvisor")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ def test_every_kind_of_value_is_read() -> None:
     [
         ("PIGEON_LIMITS", "not json"),
         ("PIGEON_LIMITS", '{"capacity": "many"}'),
+        ("PIGEON_KUBE", '{"namespaces": "typo"}'),
         ("PIGEON_NETWORK", "everything"),
         ("PIGEON_PORT", "http"),
     ],
