@@ -12,9 +12,11 @@ import aiohttp
 
 from tests.kube.answers import Object
 from tests.kube.certificates import certificate
+from tests.kube.etcd import FIRST_REVISION
 from tests.kube.server import NAMESPACE, ApiServer
 
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+BEGINNING = str(FIRST_REVISION)  # a watch from here on sees everything
 PATIENCE = 30.0  # seconds; only a failing test waits that long
 
 
@@ -72,8 +74,8 @@ class Client:
         raise AssertionError("the watch ended")
 
     async def gone(self, name: str) -> Object:
-        """The pod's last state, as soon as it is removed."""
-        async with self.watching(fieldSelector=f"metadata.name={name}") as events:
+        """The pod's last state, as soon as it is removed, or if it was."""
+        async with self.watching(fieldSelector=f"metadata.name={name}", resourceVersion=BEGINNING) as events:
             async for event in events:
                 if event["type"] == "DELETED":
                     found: Object = event["object"]

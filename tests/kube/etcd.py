@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from tests.kube.answers import Object, Refused
 
+FIRST_REVISION = 1_000
+
 Key = tuple[str, str, str]  # resource, namespace, name
 
 
@@ -26,9 +28,9 @@ class Change:
 class Etcd:
     """The store of one API server. Every write has the next revision; old changes can be compacted away."""
 
-    def __init__(self, *, history: int, first_revision: int = 1_000) -> None:
-        self.revision = first_revision
-        self.compacted = first_revision  # changes up to this revision are forgotten
+    def __init__(self, *, history: int) -> None:
+        self.revision = FIRST_REVISION
+        self.compacted = FIRST_REVISION  # changes up to this revision are forgotten
         self._history = history
         self._objects: dict[Key, Object] = {}
         self._log: list[Change] = []

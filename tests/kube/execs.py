@@ -17,7 +17,7 @@ from typing import Protocol
 
 from aiohttp import WSMsgType, web
 
-from schemas.errors import PigeonError
+from schemas.errors import AgentUnreachable, PigeonError
 from schemas.ports import ByteStream
 from tests.kube.answers import Object, Refused
 from tests.kube.kubelet import Kubelet, PodWorker
@@ -112,7 +112,10 @@ class Exec:
         except PigeonError:
             return exited(KILLED if self._worker.closed.is_set() else 1)
         try:
-            if await self._copy(stream):
+            ended_by_client = await self._copy(stream)
+            if self._worker.node_gone:
+                await asyncio.Event().wait()  # nobody is there to say anything: it stands until the server is closed
+            if ended_by_client:
                 return SUCCESS
             sandbox = self._worker.sandbox
             alive = sandbox is not None and await self._kubelet.lives(sandbox)
@@ -129,15 +132,20 @@ class Exec:
             return False
 
         async def into() -> bool:
-            await self._receive(stream.write)
-            return True
+            with contextlib.suppress(AgentUnreachable):  # it ended; its last words are still read
+                await self._receive(stream.write)
+                return True
+            return await reading
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(out()), group.create_task(into())]
-            done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in rest:
+        reading = asyncio.create_task(out())
+        tasks = [reading, asyncio.create_task(into())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return all([await task for task in done])
+        finally:
+            for task in tasks:
                 task.cancel()
-        return all(task.result() for task in done)
+            await asyncio.wait(tasks)
 
     async def _process(self, command: Sequence[str]) -> Object:
         with tempfile.TemporaryDirectory(prefix="exec-") as home:

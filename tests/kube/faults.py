@@ -52,14 +52,15 @@ class Fault:
         return Refused(self.status, self.message, reason=self.reason, details=self.details, headers=headers)
 
 
-PodTrouble = Literal["unschedulable", "image", "slow"]
+PodTrouble = Literal["unschedulable", "refused", "image", "slow"]
 
 
 @dataclass(eq=False)
 class PodFault:
     """What holds up a pod on its way to running, until it is lifted.
 
-    "unschedulable": no node has room. "image": its image cannot be pulled. "slow": its container is being created.
+    "unschedulable": no node has room. "refused": its node's kubelet has none after all, which cannot be lifted.
+    "image": its image cannot be pulled. "slow": its container is being created.
     """
 
     trouble: PodTrouble
@@ -76,6 +77,7 @@ class PodFault:
 MESSAGES: dict[PodTrouble, str] = {
     "unschedulable": "0/3 nodes are available: 3 Insufficient memory. preemption: 0/3 nodes are available: "
     "3 No preemption victims found for incoming pod.",
+    "refused": "Pod was rejected: Node didn't have enough resource: memory, requested: 536870912, used: 1, capacity: 2",
     "image": "manifest unknown",
     "slow": "",
 }

@@ -50,10 +50,8 @@ class PodWorker:
         self._kubelet.etcd.change(self._key, self.uid, lambda pod: change(pod, *args, **options))
 
     def terminate(self, grace: float) -> None:
-        """End it within the grace period, in seconds, and remove it; a second call can only shorten that."""
+        """End it within the grace period, in seconds, and remove it; a second call sets another period."""
         if self._end is not None:
-            if grace > 0:
-                return
             self._end.cancel()
         self._end = self._kubelet.spawn(self._terminate(grace))
 
@@ -70,18 +68,20 @@ class PodWorker:
 
     async def _live(self) -> None:
         await self._schedule()
+        if fault := self._kubelet.faults.for_pod("refused"):
+            self.write(statuses.failed, "OutOfmemory", fault.message)
+            return
+        self.write(statuses.waiting)
         await self._mount()
         await self._pull()
-        if not await self._create():
-            return
-        await self._run()
+        if await self._create():
+            await self._run()
 
     async def _schedule(self) -> None:
         if fault := self._kubelet.faults.for_pod("unschedulable"):
             self.write(statuses.unschedulable, fault.message)
             await fault.lifted.wait()
         self.write(statuses.scheduled)
-        self.write(statuses.waiting)
 
     async def _mount(self) -> None:
         """Like the real one, without a word in the status while a volume's ConfigMap is missing."""
@@ -145,12 +145,17 @@ class PodWorker:
         self._life.cancel()
         await asyncio.wait([self._life])
 
+    async def made(self) -> Sandbox | None:
+        """Wait for a creation that is under way; the sandbox, if it came to one."""
+        if self._making is None:
+            return None
+        await asyncio.wait([self._making])
+        return None if self._making.exception() else self._making.result()
+
     async def _remove_sandbox(self) -> None:
-        if self._making is not None:
-            await asyncio.wait([self._making])
-            if not self._making.exception():
-                sandbox = self._making.result()
-                await self._kubelet.sandboxes.delete(sandbox.name, sandbox.uid)
+        sandbox = await self.made()
+        if sandbox is not None:
+            await self._kubelet.sandboxes.delete(sandbox.name, sandbox.uid)
         self.closed.set()
 
     def _spec(self) -> SandboxSpec:
@@ -282,6 +287,8 @@ class Kubelet:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._workers.values():
+            await worker.made()
         for sandbox in await self.sandboxes.list():
             await self.sandboxes.delete(sandbox.name, sandbox.uid)
 

@@ -61,7 +61,7 @@ def defaulted(pod: Object) -> Object:
         spec.setdefault(field, value)
     spec["serviceAccount"] = spec["serviceAccountName"]
     for container in spec["containers"]:
-        container.setdefault("imagePullPolicy", "IfNotPresent" if ":" in container["image"] else "Always")
+        container.setdefault("imagePullPolicy", "IfNotPresent" if ":" in container.get("image", "") else "Always")
         container.setdefault("terminationMessagePath", "/dev/termination-log")
         container.setdefault("terminationMessagePolicy", "File")
         resources = container.setdefault("resources", {})

@@ -42,6 +42,7 @@ class Rest:
         self._pages.clear()
 
     async def collection(self, request: web.Request) -> web.StreamResponse:
+        """GET of a collection: list or watch."""
         resource, query = RESOURCES[request.match_info["resource"]], request.query
         matches, as_table = _matcher(request), _as_table(request)
         if query.get("watch", "").lower() in ("1", "true"):
@@ -68,7 +69,7 @@ class Rest:
         else:
             resource, namespace = request.match_info["resource"], request.match_info.get("namespace")
             found = [each for each in self._etcd.all(resource, namespace) if matches(each)]
-        limit = int(request.query.get("limit", 0)) or len(found)
+        limit = _number(request, "limit") or len(found)
         return found[:limit], found[limit:]
 
     async def _watch(
@@ -87,19 +88,21 @@ class Rest:
             request.match_info.get("namespace"),
             matches,
             query.get("resourceVersion", ""),
-            float(query.get("timeoutSeconds", DEFAULT_SECONDS)),
+            _number(request, "timeoutSeconds") or DEFAULT_SECONDS,
             self.bookmark_every if bookmarks else None,
             as_table,
         )
         return await watch.serve(request)
 
     async def get(self, request: web.Request) -> web.Response:
+        """GET of one object."""
         found = self.found(request)
         if _as_table(request):
             return web.json_response(table([found], found["metadata"]["resourceVersion"]))
         return web.json_response(found)
 
     async def create(self, request: web.Request) -> web.Response:
+        """POST to a collection."""
         thing = await read_body(request)
         resource = RESOURCES[request.match_info["resource"]]
         namespace = request.match_info.get("namespace", "")
@@ -135,6 +138,7 @@ class Rest:
         old = self.found(request)  # after the body is there: from here to the write nothing else happens
         new = body if request.method == "PUT" else patched(old, request.content_type, body)
         resource, name = request.match_info["resource"], request.match_info["name"]
+        _check_kind(new, RESOURCES[resource])
         metadata = new["metadata"]
         if metadata.get("name") != name:
             raise Refused(400, f"the name of the object ({metadata.get('name')}) does not match the name on the URL")
@@ -156,6 +160,7 @@ class Rest:
         return web.json_response(self._etcd.put(self._key(request), new))
 
     async def delete(self, request: web.Request) -> web.Response:
+        """DELETE of one object."""
         options = await read_body(request) if request.can_read_body else {}
         found, key = self.found(request), self._key(request)
         wanted = options.get("preconditions") or {}
@@ -229,15 +234,28 @@ def _other_uid(resource: str, name: str, wanted: str, found: Object) -> Refused:
     return Refused(409, message, details={"name": name, "kind": resource})
 
 
+def _number(request: web.Request, parameter: str) -> int:
+    """A parameter of the query, 0 where it is missing. Raises Refused with 400."""
+    text = request.query.get(parameter, "0")
+    if not text.isdigit():
+        raise Refused(400, f"{parameter} must be a number, not {text!r}")
+    return int(text)
+
+
 def _data(thing: Object) -> tuple[Any, Any]:
     return thing.get("data"), thing.get("binaryData")
 
 
+def _check_kind(thing: Any, resource: discovery.Resource) -> None:
+    known = isinstance(thing, dict) and (thing.get("kind"), thing.get("apiVersion")) == (resource.kind, "v1")
+    if not known or not isinstance(thing.setdefault("metadata", {}), dict):
+        raise Refused(400, f"the object provided is unrecognized (must be of type {resource.kind})")
+
+
 def _check_new(thing: Object, resource: discovery.Resource, namespace: str) -> None:
     """Fill in the name where it is to be generated. Raises Refused with 400 or 422."""
-    if (thing.get("kind"), thing.get("apiVersion")) != (resource.kind, "v1"):
-        raise Refused(400, f"the object provided is unrecognized (must be of type {resource.kind})")
-    metadata = thing.setdefault("metadata", {})
+    _check_kind(thing, resource)
+    metadata = thing["metadata"]
     if metadata.get("namespace", namespace) != namespace:
         raise Refused(400, "the namespace of the provided object does not match the namespace sent on the request")
     if "resourceVersion" in metadata:

@@ -38,15 +38,18 @@ WORKER = Account(
 
 def authorize(account: Account, request: web.Request, resource: str) -> None:
     """Raise Refused with 403 where the account lacks the right that the request takes."""
+    for verb in _verbs(request, resource):
+        if not account.may(verb, resource):
+            namespace = request.match_info.get("namespace")
+            where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
+            who = f'User "{account.name}" cannot {verb} resource "{resource}" in API group "" {where}'
+            raise Refused(403, f"{resource} is forbidden: {who}")
+
+
+def _verbs(request: web.Request, resource: str) -> tuple[str, ...]:
     verb = VERBS[request.method]
-    if verb == "get" and "name" not in request.match_info:
-        verb = "watch" if request.query.get("watch", "").lower() in ("1", "true") else "list"
     if resource.endswith("/exec"):
-        verb = "create"  # since 1.35, whatever the method
-    if not account.may(verb, resource):
-        where = request.match_info.get("namespace")
-        raise Refused(
-            403,
-            f'{resource} is forbidden: User "{account.name}" cannot {verb} resource "{resource}" in API group ""'
-            + (f' in the namespace "{where}"' if where else " at the cluster scope"),
-        )
+        return (verb, "create")  # the latter since 1.35, whatever the method
+    if verb == "get" and "name" not in request.match_info:
+        return ("watch" if request.query.get("watch", "").lower() in ("1", "true") else "list",)
+    return (verb,)

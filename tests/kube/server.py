@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 from aiohttp import web
 
 from tests.kube import discovery
@@ -59,8 +60,8 @@ class ApiServer:
             self.url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
             yield self
         finally:
-            await self.kubelet.close()
             await runner.cleanup()
+            await self.kubelet.close()
         if self.kubelet.defects:
             raise ExceptionGroup("defects of the server itself", self.kubelet.defects)
 
@@ -145,6 +146,8 @@ class ApiServer:
             return refused.answer()
         except web.HTTPException as error:
             return Refused(error.status, "the server could not find the requested resource").answer()
+        except (ConnectionError, aiohttp.ClientError):  # the client went before it was answered
+            raise
         except Exception as error:  # a defect of this server, told at its end
             self.kubelet.defects.append(error)
             raise

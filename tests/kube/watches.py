@@ -56,16 +56,19 @@ class Watch:
                     await tap.write(response, self._event("ADDED", thing))
         else:
             seen = int(self.revision)
+        loop = asyncio.get_running_loop()
+        last_bookmark = loop.time()
         while True:
             changes = self.etcd.since(seen)
             for line in self._lines(changes):
                 await tap.write(response, line)
             seen = max(seen, changes[-1].revision) if changes else seen
             try:
-                async with asyncio.timeout(self.bookmark_every):
+                async with asyncio.timeout_at(self.bookmark_every and last_bookmark + self.bookmark_every):
                     await self.etcd.news(seen)
             except TimeoutError:
                 await tap.write(response, self._bookmark())
+                last_bookmark = loop.time()
 
     def _lines(self, changes: list[Change]) -> Iterator[bytes]:
         for change in changes:
