@@ -133,28 +133,38 @@ async def _obtain(context: Context, session_id: str, session: Session) -> Sandbo
     for sandbox in await context.sandboxes.find(session_id):
         if sandbox.phase is not Phase.ENDED:
             return sandbox
-    claimed = None if session.image else await _claim(context, session_id)  # the pool is of the default image
-    return claimed or await context.sandboxes.create(spec(context, session_id, session))
-
-
-async def _claim(context: Context, session_id: str) -> Sandbox | None:
-    """A warm sandbox, if there is one. Raises NoCapacity: warm ones count only from the claim on, so it is bounded."""
     sandboxes = await context.sandboxes.list()
     taken = sum(each.session is not None and each.phase is not Phase.ENDED for each in sandboxes)
-    if taken >= context.limits.capacity:
+    if taken >= context.limits.capacity:  # warm ones count only from the claim on
         raise NoCapacity(f"{taken} of {context.limits.capacity} sandboxes are in use")
-    for warm in sandboxes:
-        if warm.session is None and warm.phase is Phase.RUNNING and not stale(context, warm):
+    warm = [each for each in sandboxes if each.session is None]
+    claimed = None if session.image else await _claim(context, session_id, warm)  # the pool is of the default image
+    return claimed or await _create(context, spec(context, session_id, session), warm)
+
+
+async def _claim(context: Context, session_id: str, warm: list[Sandbox]) -> Sandbox | None:
+    for each in warm:
+        if each.phase is Phase.RUNNING and not stale(context, each):
             try:
-                return await context.sandboxes.claim(warm.name, warm.uid, session_id)
+                return await context.sandboxes.claim(each.name, each.uid, session_id)
             except (Conflict, SandboxGone):
                 continue
     return None
 
 
+async def _create(context: Context, wanted: SandboxSpec, warm: list[Sandbox]) -> Sandbox:
+    """Users come before the pool: where there is no room, warm sandboxes that this session cannot use make some."""
+    for each in warm:
+        try:
+            return await context.sandboxes.create(wanted)
+        except NoCapacity:
+            await context.sandboxes.delete(each.name, each.uid)
+    return await context.sandboxes.create(wanted)
+
+
 def stale(context: Context, warm: Sandbox) -> bool:
-    """Whether a warm sandbox has waited so long that it might not outlive a session."""
-    return context.now() - warm.created_at >= POOL_LIFE
+    """Whether a warm sandbox is of an older image, or has waited so long that it might not outlive a session."""
+    return warm.outdated or context.now() - warm.created_at >= POOL_LIFE
 
 
 def spec(context: Context, session_id: str | None, session: Session | None, name: str = "") -> SandboxSpec:

@@ -239,7 +239,8 @@ class SandboxSpec:
 class Sandbox:
     """A sandbox as its runtime sees it. `uid` names this one incarnation: a name may be used again, a uid never.
 
-    `reason` says in plain words why it ended, or what it is waiting for.
+    `reason` says in plain words why it ended, or what it is waiting for. `outdated`: a new one would be made of another
+    image or agent, so a warm one is not given to a session any more.
     """
 
     name: str
@@ -248,6 +249,7 @@ class Sandbox:
     phase: Phase
     created_at: datetime
     reason: str = ""
+    outdated: bool = False
 
 
 class ByteStream(Protocol):
@@ -286,7 +288,8 @@ class Sandboxes(Protocol):
         """End and remove it, if it is still that incarnation; returns when nothing of it runs any more."""
 
     async def running(self, name: str, uid: str) -> Sandbox:
-        """Wait until its agent can be connected to. Raises SandboxGone or SandboxFailed."""
+        """Wait until its agent can be connected to. Raises SandboxGone, SandboxFailed, or NoCapacity where the runtime
+        took it and then found no place for it."""
 
     async def gone(self, name: str, uid: str) -> Sandbox:
         """Wait until it has ended; returns it with its `reason`."""

@@ -13,7 +13,17 @@ from weakref import WeakSet
 
 from infra.adapters.kube_api import KubeApi, kube_api
 from infra.adapters.kube_exec import ExecStream
-from infra.adapters.kube_pod import LABEL, SELECTOR, SESSION_LABEL, helper, pod
+from infra.adapters.kube_pod import (
+    LABEL,
+    SELECTOR,
+    SESSION_LABEL,
+    agent_digest,
+    digest,
+    helper,
+    isolation,
+    pod,
+    unrestricted,
+)
 from infra.adapters.kube_settings import KubeSettings
 from infra.adapters.kube_status import DELETED, Pod, read
 from infra.adapters.kube_watch import PodWatch
@@ -27,6 +37,7 @@ from schemas.errors import (
     SandboxGone,
     Unavailable,
 )
+from schemas.limits import MIB
 from schemas.ports import ByteStream, Phase, Sandbox, Sandboxes, SandboxSpec
 
 CREATE_TRIES = 5
@@ -40,6 +51,16 @@ AGENT_RETRY_SECONDS = 0.05
 GREETING_SECONDS = 10.0  # for the agent's first byte through an exec that was accepted
 LAST_WORDS_SECONDS = 3.0  # that a stream has to end by itself once its pod is gone
 
+PROBE = SandboxSpec(
+    name="probe",
+    session="probe",
+    memory_bytes=64 * MIB,
+    workspace_bytes=MIB,
+    processes=16,
+    file_bytes=MIB,
+    lifetime_seconds=60,
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +73,7 @@ class KubeSandboxes(Sandboxes):
     def __init__(self, api: KubeApi, settings: KubeSettings) -> None:
         self._api = api
         self._settings = settings
+        self._image, self._agent = digest(settings.image), agent_digest()
         self._watch = PodWatch(api, self._cut)
         self._streams: defaultdict[str, WeakSet[ExecStream]] = defaultdict(WeakSet)
         self._cutting: set[asyncio.Task[None]] = set()
@@ -63,19 +85,59 @@ class KubeSandboxes(Sandboxes):
             task.cancel()
         await asyncio.gather(*self._cutting, return_exceptions=True)
 
+    async def check_isolation(self) -> str:
+        """Ask the cluster whether it would take a session's pod, and one without protection; say what isolates.
+
+        Nothing is started, so it takes milliseconds also where a node would take minutes. Raises SandboxFailed with
+        what the cluster misses, or Unavailable.
+        """
+        probe = pod(PROBE, self._settings)
+        try:
+            await self._api.try_create(probe)
+        except NoCapacity:
+            log.info("the cluster is full; what it thinks of our pods was not asked")
+        try:
+            await self._api.try_create(unrestricted(probe))
+        except SandboxFailed:
+            enforced = "whose namespace takes no others"
+        except NoCapacity:
+            enforced = "of which the cluster is full now"
+        else:
+            enforced = "though their namespace would take others: it does not enforce Pod Security `restricted`"
+        return f"{isolation(self._settings)}, {enforced} ({self._settings.namespace} at {self._api.host})"
+
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """See the port. The cluster's answer is the creation; whether a node has room shows in `running`."""
         body = pod(spec, self._settings)
+        may_give_way = spec.session is not None
         for _ in range(CREATE_TRIES):
             try:
-                return self._seen(await self._api.create(body)).sandbox()
+                return self._shown(self._seen(await self._api.create(body)))
             except AlreadyExists:
                 found = await self._same(spec)
                 if found is not None:
-                    return found.sandbox()
+                    return self._shown(found)
+            except NoCapacity:
+                if not may_give_way or not await self._give_way():
+                    raise
+                may_give_way = False
             except Conflict:  # two creates were counted against a quota at once
                 await asyncio.sleep(CONFLICT_SECONDS)
         raise Unavailable(f"sandbox {spec.name} could not be created: others kept writing")
+
+    async def _give_way(self) -> bool:
+        """End one warm pod in favour of a session; False where there is none. A claim that is faster keeps it."""
+        raws, _ = await self._api.list(f"{SELECTOR},!{SESSION_LABEL}")
+        idle = [found for raw in raws if not (found := self._seen(raw)).leaving and found.phase is not Phase.ENDED]
+        for found in sorted(idle, key=lambda each: each.phase is Phase.RUNNING):  # those on their way first
+            try:
+                await self._api.delete(found.name, found.uid, grace_seconds=DELETE_GRACE_SECONDS, version=found.version)
+            except (NotFound, Conflict):
+                continue
+            log.info("the warm sandbox %s gives way to a session", found.name)
+            await self._removed(found.name, found.uid)
+            return True
+        return False
 
     async def _same(self, spec: SandboxSpec) -> Pod | None:
         """The pod that has the name already; None once one that was being deleted is gone. Raises SandboxFailed."""
@@ -99,11 +161,11 @@ class KubeSandboxes(Sandboxes):
             if found is None or found.phase is Phase.ENDED or found.leaving:
                 raise SandboxGone(f"sandbox {name} cannot be claimed: {found.reason if found else DELETED}")
             if found.session == session:
-                return found.sandbox()
+                return self._shown(found)
             if found.session is not None:
                 raise Conflict(f"sandbox {name} belongs to another session")
             try:
-                return self._seen(await self._api.patch(name, _claim(found, session))).sandbox()
+                return self._shown(self._seen(await self._api.patch(name, _claim(found, session))))
             except NotFound:
                 continue
             except Conflict:  # its status changed, or it was claimed: the next look tells
@@ -116,7 +178,7 @@ class KubeSandboxes(Sandboxes):
         if raw is not None:
             return self._seen(raw).sandbox()
         taken = self._watch.taken(name)
-        return taken.sandbox() if taken else None
+        return self._shown(taken) if taken else None
 
     async def find(self, session: str) -> list[Sandbox]:
         """See the port."""
@@ -130,7 +192,7 @@ class KubeSandboxes(Sandboxes):
 
     async def _listed(self, selector: str) -> Sequence[Sandbox]:
         raws, _ = await self._api.list(selector)
-        return [self._seen(raw).sandbox() for raw in raws]
+        return [self._shown(self._seen(raw)) for raw in raws]
 
     async def delete(self, name: str, uid: str) -> None:
         """See the port. Raises Unavailable when the pod's node does not confirm its end in time."""
@@ -151,12 +213,16 @@ class KubeSandboxes(Sandboxes):
 
     async def running(self, name: str, uid: str) -> Sandbox:
         """See the port. Raises NoCapacity too, when no node has had room for the pod for `unschedulable_seconds`."""
+        gave_way = False
         while True:
             found = await self._living(name, uid)
             if found.phase is Phase.RUNNING:
-                return found.sandbox()
+                return self._shown(found)
             if found.hopeless:
                 raise SandboxFailed(f"sandbox {name} cannot be started: {found.reason}")
+            if found.crowded_since is not None and found.session is not None and not gave_way:
+                gave_way = True  # the scheduler displaces no pod of the same value
+                await self._give_way()
             await self._watch.change(found, self._patience(found))
 
     def _patience(self, found: Pod) -> float | None:
@@ -175,7 +241,7 @@ class KubeSandboxes(Sandboxes):
             if found is None:
                 return Sandbox(name, uid, None, Phase.ENDED, datetime.now(UTC), DELETED)
             if found.phase is Phase.ENDED:
-                return found.sandbox()
+                return self._shown(found)
             await self._watch.change(found)
 
     async def connect(self, name: str, uid: str) -> ByteStream:
@@ -232,6 +298,9 @@ class KubeSandboxes(Sandboxes):
             self._watch.missing(uid)
             return None
         return self._seen(raw)
+
+    def _shown(self, found: Pod) -> Sandbox:
+        return found.sandbox(image=self._image, agent=self._agent)
 
     def _seen(self, raw: dict[str, Any]) -> Pod:
         return self._watch.observe(read(raw))

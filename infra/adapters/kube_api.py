@@ -62,6 +62,7 @@ class KubeApi:
     `refusal` makes of its answer. All calls may be repeated: names, uids and versions see to that."""
 
     def __init__(self, access: Access, session: aiohttp.ClientSession, namespace: str) -> None:
+        self.host = access.host
         self._access = access
         self._session = session
         self._pods = f"{access.host}/api/v1/namespaces/{quote(namespace, safe='')}/pods"
@@ -69,6 +70,10 @@ class KubeApi:
     async def create(self, pod: Object) -> Object:
         """Raises AlreadyExists, NoCapacity (quota) or SandboxFailed (refused for good)."""
         return await self._call("POST", self._pods, json=pod)
+
+    async def try_create(self, pod: Object) -> None:
+        """Have the server judge a pod as if it was to be created. Raises what `create` does."""
+        await self._call("POST", self._pods, json=pod, params={"dryRun": "All"})
 
     async def get(self, name: str) -> Object | None:
         """The pod, read consistently, or None."""
@@ -213,7 +218,9 @@ def refusal(status: int, reason: str, message: str) -> PigeonError:
             return Expired(said)
         case 403, _ if "exceeded quota" in message:
             return NoCapacity(said)
-        case 403, _ if "cannot" in message or "being terminated" in message:  # our account's rights, the namespace
+        case 403, _ if " cannot " in message and " resource " in message:  # our account's rights
+            return Unavailable(said)
+        case 403, _ if "being terminated" in message:  # the namespace
             return Unavailable(said)
         case ((400 | 403 | 413 | 415 | 422), _):
             return SandboxFailed(said)

@@ -72,6 +72,23 @@ def pod(spec: SandboxSpec, settings: KubeSettings) -> Object:
     }
 
 
+def isolation(settings: KubeSettings) -> str:
+    """In a few words, what keeps a session in its pod."""
+    if settings.runtime_class:
+        kernel = f"on {settings.runtime_class}"
+    elif settings.user_namespaces:
+        kernel = "in user namespaces"
+    else:
+        kernel = "each as a user of its own"
+    return f"pods {kernel}, without rights, capabilities or credentials"
+
+
+def unrestricted(made: Object) -> Object:
+    """The same pod with what Pod Security `restricted` exists to refuse, to ask whether it is refused."""
+    container = {**made["spec"]["containers"][0], "securityContext": {"privileged": True}}
+    return {**made, "spec": {**made["spec"], "hostNetwork": True, "containers": [container]}}
+
+
 def _labels(spec: SandboxSpec, settings: KubeSettings, image: str) -> Object:
     return {
         APP_LABEL: APP,

@@ -72,9 +72,10 @@ class Pod:
     image: str = ""
     agent: str = ""
 
-    def sandbox(self) -> Sandbox:
-        """As the port shows it."""
-        return Sandbox(self.name, self.uid, self.session, self.phase, self.created_at, self.reason)
+    def sandbox(self, *, image: str = "", agent: str = "") -> Sandbox:
+        """As the port shows it, to a deployment with this image and agent (digests)."""
+        outdated = self.session is None and bool(image) and (self.image, self.agent) != (image, agent)
+        return Sandbox(self.name, self.uid, self.session, self.phase, self.created_at, self.reason, outdated)
 
 
 @dataclass(frozen=True, slots=True)
