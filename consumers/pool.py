@@ -8,7 +8,8 @@ from consumers.admission import spec, stale
 from consumers.context import Context
 from schemas.errors import NoCapacity, SandboxFailed, Unavailable
 from schemas.ids import new_id
-from schemas.ports import Phase
+from schemas.lifecycle import SessionState
+from schemas.ports import Phase, Query, Where
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,17 @@ async def _fill(context: Context) -> None:
     spent = [sandbox for sandbox in warm if sandbox.phase is Phase.ENDED or stale(context, sandbox)]
     for sandbox in spent:
         await context.sandboxes.delete(sandbox.name, sandbox.uid)
-    for _ in range(context.limits.pool_size - (len(warm) - len(spent))):
+    missing = context.limits.pool_size - (len(warm) - len(spent))
+    if missing > 0 and await _somebody_waits(context):
+        return
+    for _ in range(missing):
         if not await _add(context):
             return
+
+
+async def _somebody_waits(context: Context) -> bool:
+    query = Query("sessions", (Where("state", "==", SessionState.QUEUED.value),), order_by="queuedAt", limit=1)
+    return bool(await context.store.query(query))
 
 
 async def _add(context: Context) -> bool:
