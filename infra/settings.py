@@ -15,6 +15,7 @@ from schemas.errors import Malformed
 from schemas.limits import Limits
 
 PREFIX = "PIGEON_"
+OBJECTS: Mapping[str, type[BaseModel]] = {"limits": Limits, "kube": KubeSettings}  # settings with fields of their own
 
 
 class Settings(BaseModel):
@@ -50,26 +51,49 @@ class Settings(BaseModel):
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
         """Read PIGEON_STATE, PIGEON_NETWORK, ... and PIGEON_LIMITS and PIGEON_KUBE (JSON objects); `overrides` win.
 
-        Raises Malformed, naming the variable, where a value is not what it should be.
+        A field of the last two may have a variable of its own, such as PIGEON_LIMITS_CAPACITY, which wins over the
+        object: parts of a deployment can then set theirs. Lists and objects in them are JSON. Raises Malformed,
+        naming the variable, where a value is not what it should be.
         """
         values: dict[str, Any] = {}
         for name in cls.model_fields:
             text = environment.get(PREFIX + name.upper())
             if text is not None:
                 values[name] = _value(name, text)
+        for name in OBJECTS:
+            if parts := _parts(name, environment):
+                values[name] = {**values.get(name, {}), **parts}
         try:
             return cls.model_validate({**values, **overrides})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise Malformed(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}") from error
+            variable = "_".join(part for part in first["loc"][:2] if isinstance(part, str))
+            raise Malformed(f"{PREFIX}{variable.upper()}: {first['msg']}") from error
 
 
 def _value(name: str, text: str) -> Any:
     if name == "allowed_origins":
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if name in ("limits", "kube"):
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise Malformed(f"{PREFIX}{name.upper()}: not a JSON object") from error
+    if name in OBJECTS:
+        value = _json(name, text)
+        if not isinstance(value, dict):
+            raise Malformed(f"{PREFIX}{name.upper()}: not a JSON object")
+        return value
     return text
+
+
+def _parts(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of an object that have variables of their own: JSON where one is a list or an object itself."""
+    parts = {}
+    for field in OBJECTS[name].model_fields:
+        text = environment.get(f"{PREFIX}{name}_{field}".upper())
+        if text is not None:
+            parts[field] = _json(f"{name}_{field}", text) if text[:1] in ("[", "{") else text
+    return parts
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise Malformed(f"{PREFIX}{name.upper()}: not JSON") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,9 +13,8 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from infra.adapters.kube_settings import KubeSettings
 from infra.kubernetes.builds import builds
-from schemas.limits import Limits
+from infra.settings import Settings
 
 Object = dict[str, Any]
 
@@ -57,20 +55,9 @@ class Build:
         return data
 
     @property
-    def limits(self) -> Limits:
-        """The limits that the worker is told."""
-        return Limits.model_validate(json.loads(self.configuration["PIGEON_LIMITS"]))
-
-    @property
-    def kube(self) -> KubeSettings:
-        """What the worker is told about pods: PIGEON_KUBE_ and the name of a field; lists have commas."""
-        values: dict[str, Any] = {}
-        for name, value in self.configuration.items():
-            if name.startswith("PIGEON_KUBE_"):
-                field = name.removeprefix("PIGEON_KUBE_").lower()
-                default = KubeSettings.model_fields[field].default
-                values[field] = tuple(value.split(",")) if isinstance(default, tuple) else value
-        return KubeSettings.model_validate(values)
+    def settings(self) -> Settings:
+        """What the worker makes of its environment."""
+        return Settings.from_environment(self.configuration)
 
     def pod_templates(self) -> Iterator[Object]:
         """The pod of each workload."""

@@ -16,7 +16,7 @@ from consumers.worker import DRAIN_SECONDS as HANDOVER_SECONDS
 from infra.adapters.kube_pod import agent_config_map, pod
 from infra.adapters.kube_settings import LARGE, SMALL, Size
 from infra.kubernetes.agent import KUSTOMIZATION, kustomization
-from infra.settings import PREFIX, Settings
+from infra.settings import OBJECTS, PREFIX, Settings
 from infra.worker import DRAIN_SECONDS
 from schemas.limits import Limits
 from schemas.ports import SandboxSpec
@@ -197,7 +197,7 @@ def test_a_worker_has_time_to_hand_its_sessions_over(build: Build) -> None:
 def test_probes_ask_where_the_worker_answers(build: Build) -> None:
     """On the port of its settings, on every interface: a pod's probes come from outside of it."""
     (container,) = build.one("Deployment", "worker")["spec"]["template"]["spec"]["containers"]
-    settings = Settings.from_environment(build.configuration)
+    settings = build.settings
     (port,) = container["ports"]
     assert (port["containerPort"], settings.health_host) == (settings.health_port, "0.0.0.0")
     paths = {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
@@ -208,12 +208,10 @@ def test_probes_ask_where_the_worker_answers(build: Build) -> None:
 @in_every_build
 def test_the_worker_understands_its_configuration(build: Build) -> None:
     """Every variable is a setting of the worker: none is misspelt and ignored."""
-    settings = Settings.from_environment(build.configuration)
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    plain = {name for name in build.configuration if name.startswith(PREFIX) and not name.startswith("PIGEON_KUBE_")}
-    assert plain <= known
-    assert settings.sandboxes == "kubernetes"
-    assert build.kube.namespace == SANDBOXES
+    known |= {f"{PREFIX}{name}_{field}".upper() for name, model in OBJECTS.items() for field in model.model_fields}
+    assert {name for name in build.configuration if name.startswith(PREFIX)} <= known
+    assert (build.settings.sandboxes, build.settings.kube.namespace) == ("kubernetes", SANDBOXES)
     (secret,) = build.one("Deployment", "worker")["spec"]["template"]["spec"]["containers"][0]["env"]
     assert secret["name"] == "PIGEON_WORKER_SECRET"
     assert "secretKeyRef" in secret["valueFrom"]
@@ -240,7 +238,7 @@ def test_a_sessions_pod_is_admitted(build: Build) -> None:
     accounts = {each["metadata"]["name"] for each in build.of("ServiceAccount", SANDBOXES)}
     (limits,) = build.one("LimitRange", "sandboxes")["spec"]["limits"]
     for spec in (spec_of(SMALL), spec_of(LARGE), spec_of(SMALL, session=None)):
-        manifest = pod(spec, build.kube)
+        manifest = pod(spec, build.settings.kube)
         assert restricted(manifest) == []
         assert manifest["spec"]["priorityClassName"] in classes
         assert manifest["spec"]["serviceAccountName"] in accounts
@@ -267,7 +265,7 @@ def sizes(small: int, large: int) -> dict[str, Decimal]:
 def test_the_quota_is_the_sum_of_what_sessions_request(build: Build) -> None:
     """A fifth of the sessions may be large ones; the warm pool, of small ones, has room of its own."""
     hard = build.one("ResourceQuota", "sandboxes")["spec"]["hard"]
-    capacity, warm = build.limits.capacity, build.limits.pool_size
+    capacity, warm = build.settings.limits.capacity, build.settings.limits.pool_size
     large = capacity // 5
     assert int(hard["pods"]) == capacity + warm
     for name, total in sizes(capacity - large + warm, large).items():
@@ -277,7 +275,7 @@ def test_the_quota_is_the_sum_of_what_sessions_request(build: Build) -> None:
 def test_twenty_sessions_and_no_warm_pool_in_production() -> None:
     """What costs money while nobody is there has to be chosen."""
     production = build("production")
-    assert (production.limits.capacity, production.limits.pool_size) == (20, 0)
+    assert (production.settings.limits.capacity, production.settings.limits.pool_size) == (20, 0)
     assert [each["metadata"]["name"] for each in production.of("Deployment")] == ["worker"]
 
 
@@ -325,7 +323,7 @@ def components(name: str) -> list[Build]:
 def test_on_gvisor_everything_of_sessions_is() -> None:
     """The pods that workers make, the room that is kept for them, and the API server refuses any other."""
     for each in components("gvisor"):
-        assert pod(spec_of(SMALL), each.kube)["spec"]["runtimeClassName"] == "gvisor"
+        assert pod(spec_of(SMALL), each.settings.kube)["spec"]["runtimeClassName"] == "gvisor"
         for deployment in each.of("Deployment"):
             kept = deployment["metadata"]["name"] == "placeholder"
             assert ("runtimeClassName" in deployment["spec"]["template"]["spec"]) == kept
@@ -344,7 +342,7 @@ def test_a_placeholder_keeps_the_room_of_a_session() -> None:
         spec = each.one("Deployment", "placeholder", SYSTEM)["spec"]["template"]["spec"]
         (container,) = spec["containers"]
         assert {name: quantity(value) for name, value in container["resources"]["requests"].items()} == sizes(1, 0)
-        assert container["image"] == each.kube.image
+        assert container["image"] == each.settings.kube.image
         assert (spec["priorityClassName"], spec["terminationGracePeriodSeconds"]) == ("pigeon-placeholder", 0)
 
 
@@ -379,7 +377,7 @@ def test_production_is_filled_in_from_one_file() -> None:
 def test_production_names_images_by_digest() -> None:
     """What was tested is what runs, and what a node has cached is right for ever."""
     production = build("production")
-    images = [production.kube.image]
+    images = [production.settings.kube.image]
     images += [container["image"] for each in production.pod_templates() for container in each["spec"]["containers"]]
     assert all("@sha256:" in image and len(image.rpartition(":")[2]) == 64 for image in images)
 

@@ -115,7 +115,7 @@ def test_names_are_resolved_by_the_clusters_resolvers_only() -> None:
         (peer,) = (peer for peer in rule["to"] if "ipBlock" not in peer)
         assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
         assert peer["podSelector"]["matchExpressions"][0]["key"] == "k8s-app"
-        assert each.kube.nameservers in (("169.254.20.10",), ("10.96.0.10",))
+        assert each.settings.kube.nameservers in (("169.254.20.10",), ("10.96.0.10",))
 
 
 def test_the_control_plane_is_closed_in_production() -> None:

@@ -108,3 +108,26 @@ def test_off_the_cloud_a_secret_is_made_and_kept(tmp_path: Path) -> None:
     made = agent_secret(Settings(state=tmp_path))
     assert agent_secret(Settings(state=tmp_path)) == made
     assert agent_secret(Settings(state=tmp_path, worker_secret=SecretStr("cd" * 32))) == b"\xcd" * 32
+
+
+def test_a_field_of_limits_and_pods_may_have_a_variable_of_its_own() -> None:
+    """Each part of a deployment sets what it knows; such a variable wins over the object."""
+    settings = Settings.from_environment(
+        {
+            "PIGEON_LIMITS": '{"capacity": 4, "sessions_per_user": 2}',
+            "PIGEON_LIMITS_CAPACITY": "7",
+            "PIGEON_LIMITS_IDLE_TIMEOUT": "PT10M",
+            "PIGEON_KUBE_RUNTIME_CLASS": "gvisor",
+            "PIGEON_KUBE_NAMESERVERS": '["169.254.20.10"]',
+        }
+    )
+    assert (settings.limits.capacity, settings.limits.sessions_per_user) == (7, 2)
+    assert settings.limits.idle_timeout == timedelta(minutes=10)
+    assert (settings.kube.runtime_class, settings.kube.nameservers) == ("gvisor", ("169.254.20.10",))
+    for name, value in (
+        ("PIGEON_LIMITS_CAPACITY", "many"),
+        ("PIGEON_KUBE_NAMESERVERS", "[oops"),
+        ("PIGEON_KUBE", "[]"),
+    ):
+        with pytest.raises(Malformed, match=name):
+            Settings.from_environment({name: value})
