@@ -32,6 +32,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 MAX_TRIES = 12  # of a transaction
+START_TRIES = 3  # of the first call, of CALL_SECONDS each
 RETRY_PAUSE = 0.02  # seconds at most before the second try, growing with each
 MAX_PAGE_BYTES = 2 * MIB  # of one page of history; a larger document comes alone
 LISTENED = 16  # documents that a listener sees past its anchor
@@ -76,7 +77,7 @@ async def firestore_store(
     store = FirestoreStore(calls, named, indexes=indexes)
     try:
         if clock is not None:
-            await store.delete(f"clocks/{new_id()}")  # which does not exist: it leaves nothing behind but its time
+            await store.ask_time()
         yield store
     finally:
         await calls.close()
@@ -133,6 +134,19 @@ class FirestoreStore:
     async def delete(self, path: str) -> None:
         """See Store.delete."""
         await self._commit([writes.deletion(self._database, path)], repeatable=False)
+
+    async def ask_time(self) -> None:
+        """Set the clock by a commit of which nothing stays. Raises StoreUnavailable after START_TRIES calls in vain: a
+        store that has just been started itself is slow at first."""
+        nothing = writes.deletion(self._database, f"clocks/{new_id()}")
+        for last in (False,) * (START_TRIES - 1) + (True,):
+            try:
+                await self._commit([nothing], repeatable=True)
+            except StoreUnavailable:
+                if last:
+                    raise
+            else:
+                return
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """See Store.transact. Optimistic: what was read is a precondition of the commit."""

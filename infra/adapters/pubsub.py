@@ -14,8 +14,9 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOT
 from infra.adapters.pubsub_calls import CHANNEL_OPTIONS, Calls, translated
 from infra.adapters.pubsub_lane import Lane
 from infra.adapters.pubsub_subscriber import Subscriber
-from infra.adapters.pubsub_topology import create_topology
+from infra.adapters.pubsub_topology import Topology
 from infra.messages import check_message
+from schemas.errors import NotFound
 from schemas.ports import Delivery, Message, Subscription
 
 HOST = "pubsub.googleapis.com"
@@ -31,6 +32,7 @@ class PubsubBus:
     def __init__(self, channel: grpc.aio.Channel, project: str) -> None:
         self._calls = Calls(channel, project)
         self._lanes: dict[tuple[str, str], Lane[Message, str]] = {}
+        self._topology: Topology | None = None
 
     async def publish(self, topic: str, message: Message) -> str:
         """See Bus.publish. A message with neither data nor attributes raises ValueError.
@@ -39,7 +41,7 @@ class PubsubBus:
         """
         check_message(message)
         if not message.ordering_key:
-            return (await self._calls.publish(topic, [message]))[0]
+            return (await self._publish(topic, [message]))[0]
         place = (topic, message.ordering_key)
         lane = self._lanes.get(place) or self._lanes.setdefault(place, self._lane(topic))
         try:
@@ -52,10 +54,12 @@ class PubsubBus:
     async def pull(self, subscription: Subscription) -> AsyncIterator[AsyncIterator[Delivery]]:
         """See Bus.pull. A subscription that does not exist raises NotFound at the first message.
 
-        While Pub/Sub does not answer the subscriber waits and tries again. On leaving, what is held comes again at
-        once, but for released deliveries.
+        While Pub/Sub does not answer, or the subscription is gone that was there before, the subscriber waits and tries
+        again. On leaving, what is held comes again at once, but for released deliveries.
         """
-        subscriber = Subscriber(self._calls, subscription)
+        topology = self._topology
+        remake = topology.remake if topology is not None and topology.has(subscription) else None
+        subscriber = Subscriber(self._calls, subscription, remake)
         tasks = [asyncio.create_task(subscriber.pull_messages()), asyncio.create_task(subscriber.extend_leases())]
         try:
             yield subscriber
@@ -66,11 +70,22 @@ class PubsubBus:
             await subscriber.leave()
 
     async def create(self, topics: Collection[str], subscriptions: Collection[Subscription]) -> None:
-        """Make the topics and subscriptions that are missing: for the emulator, which starts empty."""
-        await create_topology(self._calls, topics, subscriptions)
+        """Make the topics and subscriptions that are missing: for the emulator, which starts empty. From now on they
+        are made again whenever one is found to be gone: an emulator that was started again has forgotten them."""
+        self._topology = Topology(self._calls, topics, subscriptions)
+        await self._topology.create()
+
+    async def _publish(self, topic: str, messages: Sequence[Message]) -> list[str]:
+        try:
+            return await self._calls.publish(topic, messages)
+        except NotFound:
+            if self._topology is None:
+                raise
+            await self._topology.remake()
+            return await self._calls.publish(topic, messages)
 
     def _lane(self, topic: str) -> Lane[Message, str]:
-        send = partial(self._calls.publish, topic)
+        send = partial(self._publish, topic)
         return Lane(send, max_items=MAX_BATCH_MESSAGES, weigh=_weight, max_weight=MAX_BATCH_BYTES)
 
 

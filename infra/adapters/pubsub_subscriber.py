@@ -6,16 +6,16 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from google.pubsub_v1.types import ReceivedMessage
 
 from infra.adapters.pubsub_calls import Calls
+from infra.adapters.pubsub_delivery import Identity, PubsubDelivery
 from infra.adapters.pubsub_lane import Lane
-from schemas.errors import BusUnavailable, PigeonError
-from schemas.ports import Delivery, Message, Subscription
+from schemas.errors import BusUnavailable, NotFound, PigeonError
+from schemas.ports import Delivery, Subscription
 
 EXTENSIONS = 3  # in one ack deadline: two may fail before a lease is lost
 MAX_PULLED = 1_000  # messages of one pull
@@ -33,11 +33,15 @@ class Subscriber:
     When the first comes again, those behind it do too: they are given back with it, in order.
     """
 
-    def __init__(self, calls: Calls, subscription: Subscription) -> None:
+    def __init__(
+        self, calls: Calls, subscription: Subscription, remake: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._calls = calls
         self._subscription = subscription
+        self._remake = remake  # the subscription, where that is for us to do
+        self._known = remake is not None  # that it was there before
         self._deadline = max(1, math.ceil(subscription.ack_deadline))  # Pub/Sub counts whole seconds
-        self._held: dict[str, PubsubDelivery] = {}  # by message id: extended, and counted against max_outstanding
+        self._held: dict[Identity, PubsubDelivery] = {}  # extended, and counted against max_outstanding
         self._lines: dict[str, deque[PubsubDelivery]] = {}  # by ordering key; the first is ready or delivered
         self._ready: deque[PubsubDelivery] = deque()
         self._arrived = asyncio.Event()
@@ -77,15 +81,29 @@ class Subscriber:
                 received = await self._calls.pull(self._subscription.name, min(room, MAX_PULLED))
             except BusUnavailable as error:
                 log.warning("%s: no messages can be pulled now: %s", self._subscription.name, error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, PAUSE_MAX_SECONDS)
-            except PigeonError as error:
-                self._failure = error
-                self._arrived.set()
-                return
+            except NotFound as error:
+                if not self._known:
+                    self._failure = error
+                    self._arrived.set()
+                    return
+                await self._vanished()
             else:
+                self._known = True
                 pause = PAUSE_MIN_SECONDS
                 self._accept_all(received)
+                continue
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_MAX_SECONDS)
+
+    async def _vanished(self) -> None:
+        """The subscription is gone, and its messages with it: those that are held here nobody else will be given. So
+        they are handled to the end, and there is nothing to settle."""
+        log.error("%s: the subscription is gone; messages come again when it is there", self._subscription.name)
+        for delivery in self._held.values():
+            delivery.orphan()
+        if self._remake is not None:
+            with suppress(BusUnavailable):
+                await self._remake()
 
     async def extend_leases(self) -> None:
         """Runs beside the iteration until cancelled: extends what is held."""
@@ -98,29 +116,31 @@ class Subscriber:
     async def leave(self) -> None:
         """Give back what is held; where Pub/Sub does not answer it comes again at its deadline."""
         held = list(self._held.values())
-        returned = [self._returns.submit(delivery.ack_id) for delivery in held]
+        returned = [self._returns.submit(delivery.ack_id) for delivery in held if not delivery.orphaned]
         for delivery in held:
             self._drop(delivery)
             delivery.end()
-        with suppress(BusUnavailable):
+        with suppress(BusUnavailable, NotFound):
             await asyncio.gather(*returned)
         await self._acks.finish()
 
     async def settle(self, delivery: PubsubDelivery) -> None:
-        """Acknowledge. Raises BusUnavailable; the lease is not extended any more then, so the message comes again."""
-        if not delivery.leased:
+        """Acknowledge. Raises BusUnavailable or NotFound; the lease is not extended any more then, so that the message
+        comes again."""
+        if delivery.leased:
+            try:
+                await self._acks.submit(delivery.ack_id)
+            except PigeonError:
+                self.release(delivery)
+                raise
+        elif not delivery.orphaned:
             return  # another worker may hold it now
-        try:
-            await self._acks.submit(delivery.ack_id)
-        except BusUnavailable:
-            self.release(delivery)
-            raise
-        delivery.settle()
-        self._drop(delivery)
-        self._advance(delivery)
+        self._finish(delivery)
 
     async def give_back(self, delivery: PubsubDelivery) -> None:
-        """Make the message due again, and those of its key behind it. Raises BusUnavailable, as `settle`."""
+        """Make the message due again, and those of its key behind it. Raises as `settle` does."""
+        if delivery.orphaned:
+            self._finish(delivery)
         if not delivery.leased:
             return
         behind = self._fall_out(delivery)
@@ -131,9 +151,17 @@ class Subscriber:
 
     def release(self, delivery: PubsubDelivery) -> None:
         """Extend it no more, and make room for another."""
-        if self._holds(delivery):
+        if delivery.orphaned:
+            self._finish(delivery)
+        elif self._holds(delivery):
             self._return_line(delivery)
             self._drop(delivery)
+
+    def _finish(self, delivery: PubsubDelivery) -> None:
+        """It is done with: the next of its key is ready."""
+        delivery.settle()
+        self._drop(delivery)
+        self._advance(delivery)
 
     def lapse(self, delivery: PubsubDelivery) -> None:
         """Its lease is over."""
@@ -141,7 +169,7 @@ class Subscriber:
         delivery.end()
 
     def _holds(self, delivery: PubsubDelivery) -> bool:
-        return self._held.get(delivery.message_id) is delivery
+        return self._held.get(delivery.identity) is delivery
 
     async def _room_for(self) -> int:
         """How many more may be held, once that is more than none."""
@@ -158,13 +186,13 @@ class Subscriber:
 
     def _accept(self, received: ReceivedMessage) -> None:
         delivery = PubsubDelivery(self, received, self._deadline, self._subscription.max_lease)
-        known = self._held.get(delivery.message_id)
+        known = self._held.get(delivery.identity)
         if known is not None and not known.seen:  # its lease ended on the way; nobody has noticed
             known.renew(received.ack_id, self._deadline)
             return
         if known is not None:
             self.lapse(known)
-        self._held[delivery.message_id] = delivery
+        self._held[delivery.identity] = delivery
         delivery.watch()
         key = delivery.message.ordering_key
         if self._subscription.ordered and key:
@@ -211,7 +239,7 @@ class Subscriber:
 
     def _drop(self, delivery: PubsubDelivery) -> None:
         if self._holds(delivery):
-            del self._held[delivery.message_id]
+            del self._held[delivery.identity]
             self._room.set()
 
     async def _extend(self, deliveries: Sequence[PubsubDelivery]) -> None:
@@ -237,96 +265,3 @@ class Subscriber:
     async def _give_back(self, ack_ids: list[str]) -> list[None]:
         await self._calls.extend(self._subscription.name, ack_ids, 0, within=GIVE_BACK_SECONDS)
         return [None] * len(ack_ids)
-
-
-class PubsubDelivery:
-    """Implements schemas.ports.Delivery. Moments are seconds of the event loop's clock."""
-
-    def __init__(self, subscriber: Subscriber, received: ReceivedMessage, deadline: float, max_lease: float) -> None:
-        raw = ReceivedMessage.pb(received)
-        now = asyncio.get_running_loop().time()
-        self.ack_id: str = raw.ack_id
-        self.seen = False
-        self.expires_at = now + deadline
-        self._longest = now + max_lease
-        self._subscriber = subscriber
-        self._message = Message(raw.message.data, dict(raw.message.attributes), raw.message.ordering_key)
-        self._message_id: str = raw.message.message_id
-        self._attempt: int = max(1, raw.delivery_attempt)
-        self._published_at: datetime = raw.message.publish_time.ToDatetime(tzinfo=UTC)
-        self._over = asyncio.Event()
-        self._alarm: asyncio.TimerHandle | None = None
-
-    def __repr__(self) -> str:
-        return f"<delivery {self._attempt} of message {self._message_id}>"
-
-    @property
-    def message(self) -> Message:
-        """See Delivery.message."""
-        return self._message
-
-    @property
-    def message_id(self) -> str:
-        """See Delivery.message_id."""
-        return self._message_id
-
-    @property
-    def attempt(self) -> int:
-        """See Delivery.attempt. It is 1 for ever where the subscription has no dead-letter policy."""
-        return self._attempt
-
-    @property
-    def published_at(self) -> datetime:
-        """See Delivery.published_at."""
-        return self._published_at
-
-    async def ack(self) -> None:
-        """See Delivery.ack. Raises BusUnavailable."""
-        await self._subscriber.settle(self)
-
-    async def nack(self) -> None:
-        """See Delivery.nack. Raises BusUnavailable."""
-        await self._subscriber.give_back(self)
-
-    def release(self) -> None:
-        """See Delivery.release."""
-        self._subscriber.release(self)
-
-    async def lost(self) -> None:
-        """See Delivery.lost."""
-        await self._over.wait()
-
-    @property
-    def leased(self) -> bool:
-        """Whether it may still be settled."""
-        return self._alarm is not None and self.expires_at > asyncio.get_running_loop().time()
-
-    def may_last(self, now: float, until: float) -> bool:
-        """Whether its lease may be extended until then: what has lapsed is another's."""
-        return self.expires_at > now and self._longest >= until
-
-    def renew(self, ack_id: str, deadline: float) -> None:
-        """It was delivered again before anybody saw it."""
-        self.ack_id = ack_id
-        self.expires_at = asyncio.get_running_loop().time() + deadline
-
-    def watch(self) -> None:
-        """Tell the subscriber when the lease is over."""
-        self._alarm = asyncio.get_running_loop().call_at(self.expires_at, self._ring)
-
-    def settle(self) -> None:
-        """There is no lease any more, and none was lost."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-
-    def end(self) -> None:
-        """The lease is lost."""
-        self.settle()
-        self._over.set()
-
-    def _ring(self) -> None:
-        if self.expires_at > asyncio.get_running_loop().time():
-            self.watch()  # it was extended
-        else:
-            self._subscriber.lapse(self)

@@ -3,8 +3,10 @@ the emulator's are made here."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from datetime import timedelta
 from typing import Any
 
@@ -16,22 +18,55 @@ from schemas.topics import DEAD_LETTERS
 PUSH_SECONDS = 600  # the longest ack deadline, which is how long a pushed message's request may take
 MIN_ATTEMPTS, MAX_ATTEMPTS = 5, 100  # what a dead-letter policy takes
 
+log = logging.getLogger(__name__)
 
-async def create_topology(calls: Calls, topics: Collection[str], subscriptions: Collection[Subscription]) -> None:
-    """Make what is missing; what is there stays as it is. Raises BusUnavailable, NotFound (a topic)."""
-    options: dict[str, Any] = {"retry": RETRY.with_timeout(CALL_SECONDS), "timeout": CALL_SECONDS}
-    for topic in sorted({*topics, DEAD_LETTERS}):
-        try:
-            with translated():
-                await calls.publisher.create_topic({"name": calls.topic(topic)}, **options)
-        except AlreadyExists:
-            continue
-    for subscription in subscriptions:
-        try:
-            with translated():
-                await calls.subscriber.create_subscription(policy(calls, subscription), **options)
-        except AlreadyExists:
-            continue
+
+class Topology:
+    """Topics and subscriptions that are made where they are missing."""
+
+    def __init__(self, calls: Calls, topics: Collection[str], subscriptions: Collection[Subscription]) -> None:
+        self._calls = calls
+        self._topics = sorted({*topics, DEAD_LETTERS})
+        self._subscriptions = tuple(subscriptions)
+        self._remaking = asyncio.Lock()
+
+    def has(self, subscription: Subscription) -> bool:
+        """Whether it is one of these."""
+        return subscription in self._subscriptions
+
+    async def remake(self) -> None:
+        """Something of it is gone: make what is missing, and say so. Raises BusUnavailable."""
+        async with self._remaking:
+            log.warning("Pub/Sub has lost topics or subscriptions, and what was in them: they are made again")
+            await self.create()
+
+    async def create(self) -> None:
+        """Make what is missing; what is there stays as it is. Raises BusUnavailable, NotFound (a topic).
+
+        A topic's subscriptions come right after it: what is published in between has no reader.
+        """
+        for topic in self._topics:
+            name = self._calls.topic(topic)
+            await _unless_there(self._calls.publisher.create_topic({"name": name}, **_options()))
+            for subscription in self._subscriptions:
+                if subscription.topic == topic:
+                    await self._subscribe(subscription)
+
+    async def _subscribe(self, subscription: Subscription) -> None:
+        resource = policy(self._calls, subscription)
+        await _unless_there(self._calls.subscriber.create_subscription(resource, **_options()))
+
+
+def _options() -> dict[str, Any]:
+    return {"retry": RETRY.with_timeout(CALL_SECONDS), "timeout": CALL_SECONDS}
+
+
+async def _unless_there(call: Awaitable[object]) -> None:
+    try:
+        with translated():
+            await call
+    except AlreadyExists:
+        return
 
 
 def policy(calls: Calls, subscription: Subscription) -> dict[str, Any]:

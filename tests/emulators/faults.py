@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -65,13 +65,24 @@ class _Streamed(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
 
 
 class Wire:
-    """A TCP proxy on the loopback; `cut` drops what is connected, and new connections go through."""
+    """A TCP proxy on the loopback; `cut` drops what is connected, and new connections go through unless it is down."""
 
     def __init__(self, target: str) -> None:
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._open: set[asyncio.StreamWriter] = set()
+        self._down = False
         self.cuts = 0
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Nobody gets through."""
+        self._down = True
+        self.cut()
+        try:
+            yield
+        finally:
+            self._down = False
 
     def cut(self) -> None:
         """At once, with a reset."""
@@ -81,6 +92,9 @@ class Wire:
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Copy both ways until either end is gone."""
+        if self._down:
+            writer.transport.abort()
+            return
         away_reader, away_writer = await asyncio.open_connection(self._host, self._port)
         ends = {writer, away_writer}
         self._open |= ends
