@@ -139,7 +139,7 @@ async def _obtain(context: Context, session_id: str, session: Session) -> Sandbo
         raise NoCapacity(f"{taken} of {context.limits.capacity} sandboxes are in use")
     warm = [each for each in sandboxes if each.session is None]
     claimed = None if session.image else await _claim(context, session_id, warm)  # the pool is of the default image
-    return claimed or await _create(context, spec(context, session_id, session), warm)
+    return claimed or await context.sandboxes.create(spec(context, session_id, session))
 
 
 async def _claim(context: Context, session_id: str, warm: list[Sandbox]) -> Sandbox | None:
@@ -150,16 +150,6 @@ async def _claim(context: Context, session_id: str, warm: list[Sandbox]) -> Sand
             except (Conflict, SandboxGone):
                 continue
     return None
-
-
-async def _create(context: Context, wanted: SandboxSpec, warm: list[Sandbox]) -> Sandbox:
-    """Users come before the pool: where there is no room, warm sandboxes that this session cannot use make some."""
-    for each in warm:
-        try:
-            return await context.sandboxes.create(wanted)
-        except NoCapacity:
-            await context.sandboxes.delete(each.name, each.uid)
-    return await context.sandboxes.create(wanted)
 
 
 def stale(context: Context, warm: Sandbox) -> bool:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 from infra.local.sandboxes import LocalSandboxes
+from infra.profiles import ClientsMissing
 from infra.settings import Settings
 from schemas.ports import Sandboxes
 
@@ -33,6 +34,18 @@ async def local(settings: Settings) -> AsyncIterator[Runtime]:
     )
 
 
+@asynccontextmanager
+async def kubernetes(settings: Settings) -> AsyncIterator[Runtime]:
+    """Pods of the cluster that `settings.kube` names. Raises ClientsMissing, or Unavailable without a cluster."""
+    try:
+        from infra.adapters.kube import kube_sandboxes
+    except ImportError as error:
+        raise ClientsMissing("this environment lacks the Kubernetes client: requirements-gcp.lock has it") from error
+    async with kube_sandboxes(settings.kube) as sandboxes:
+        yield sandboxes
+
+
 RUNTIMES: Mapping[str, Callable[[Settings], AbstractAsyncContextManager[Runtime]]] = {
     "local": local,
+    "kubernetes": kubernetes,
 }

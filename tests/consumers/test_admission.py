@@ -7,13 +7,10 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
-
 from consumers.admission import POOL_LIFE, spec
 from consumers.rounds import Rounds
 from consumers.settlement import DONE
 from infra.local.sandboxes import LocalSandboxes
-from schemas.errors import NoCapacity
 from schemas.events import CloseReason, SessionClosed, SessionRequested, Signal, SignalSent
 from schemas.lifecycle import CommandState, SessionState
 from schemas.limits import Limits
@@ -130,60 +127,41 @@ async def test_a_sandbox_outlives_its_session_wherever_it_comes_from(tmp_path: P
         assert warm.uid != old.uid
 
 
-class Quota(LocalSandboxes):
-    """A runtime in which warm sandboxes take room as any others do, as under a cluster's quota, and whose image may
-    change."""
+class Redeployed(LocalSandboxes):
+    """A runtime whose image is another one since some of its sandboxes were made."""
 
-    def __init__(self, state: Path, python: Path, room: int) -> None:
-        super().__init__(state / "sandboxes", limits=Limits(capacity=room), python=python)
-        self._room = room
-        self.outdated: set[str] = set()
-
-    async def create(self, spec: SandboxSpec) -> Sandbox:
-        if len(await self.list()) >= self._room:
-            raise NoCapacity("exceeded quota")
-        return await super().create(spec)
+    outdated: frozenset[str] = frozenset()
 
     async def list(self) -> list[Sandbox]:
         return [replace(each, outdated=each.uid in self.outdated) for each in await super().list()]
 
 
-@pytest.fixture
-def quota(tmp_path: Path, empty_house: House, python: Path) -> tuple[House, Quota]:
-    """A house with room for two sandboxes, one of them warm."""
-    runtime = Quota(tmp_path / "state", python, room=2)
-    context = replace(empty_house.fellow(), sandboxes=runtime, limits=Limits(capacity=2, pool_size=1))
-    return House(context, empty_house.clock, empty_house.hired), runtime
-
-
-async def test_users_come_before_the_pool(quota: tuple[House, Quota]) -> None:
-    """A session that cannot use what is warm gets its room, and the pool is filled only when nobody waits."""
-    house, runtime = quota
-    first, other = await house.record("alice", image="another"), await house.record("bob", image="another")
-    await house.tick()
-    await house.handle(SessionRequested(user_id="alice", image="another"), first)
-    await house.handle(SessionRequested(user_id="bob", image="another"), other)
-    waiting = await house.record("carol")
-    await house.handle(SessionRequested(user_id="carol"), waiting)
-    sessions = {sandbox.session for sandbox in await runtime.list()}
-    assert sessions == {first, other}
-    (one, _) = await runtime.list()
-    await runtime.delete(one.name, one.uid)
-    await house.tick()
-    assert waiting in {sandbox.session for sandbox in await runtime.list()}
-
-
-async def test_a_warm_sandbox_of_an_older_image_is_replaced(quota: tuple[House, Quota]) -> None:
+async def test_a_warm_sandbox_of_an_older_image_is_replaced(tmp_path: Path, empty_house: House, python: Path) -> None:
     """After a deployment no session is given what was made before it."""
-    house, runtime = quota
+    limits = Limits(pool_size=1)
+    runtime = Redeployed(tmp_path / "state" / "sandboxes", limits=limits, python=python)
+    context = replace(empty_house.fellow(), sandboxes=runtime, limits=limits)
+    house = House(context, empty_house.clock, empty_house.hired)
     await house.tick()
     (old,) = await runtime.list()
-    runtime.outdated.add(old.uid)
+    runtime.outdated = frozenset({old.uid})
     session = await house.record()
     await house.handle(SessionRequested(user_id="alice"), session)
     assert (await house.session(session)).pod_uid != old.uid
     await house.tick()
     assert old.uid not in {sandbox.uid for sandbox in await runtime.list()}
+
+
+async def test_the_pool_waits_for_those_who_wait(tmp_path: Path, python: Path) -> None:
+    """What a warm sandbox would take is not taken from the head of the queue."""
+    async with house(tmp_path / "state", python, pool_size=1, capacity=0) as full:
+        session = await full.record()
+        await full.handle(SessionRequested(user_id="alice"), session)
+        await full.tick()
+        assert await full.context.sandboxes.list() == []
+        await full.handle(SessionClosed(reason=CloseReason.USER), session)
+        await full.tick()
+        assert [sandbox.session for sandbox in await full.context.sandboxes.list()] == [None]
 
 
 async def test_a_command_cancelled_in_the_queue_never_runs(tmp_path: Path, python: Path) -> None:
