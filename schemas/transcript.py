@@ -192,17 +192,19 @@ class Pacer:
 
     The first chunk after a quiet spell, the answer to a keystroke and a full chunk are not held back; a sustained
     trickle doubles the interval up to MAX_INTERVAL, which bounds what a session can cost. Nobody types faster than a
-    chunk every URGENT_INTERVAL: what is urgent and comes faster is a program's, and two of it in a row are enough.
-    Times are in seconds of one monotonic clock.
+    chunk every URGENT_INTERVAL for long: fingers come in bursts of URGENT_BURST, and what is urgent and comes faster is
+    a program's. Times are in seconds of one monotonic clock.
     """
 
     FIRST_INTERVAL = 0.015
     MAX_INTERVAL = 0.25
     URGENT_INTERVAL = 0.04
+    URGENT_BURST = 3
 
     def __init__(self) -> None:
         self._last = float("-inf")
         self._interval = 0.0
+        self._credit = float(self.URGENT_BURST)  # urgent chunks that may be written at once
         self._urgent_from = float("-inf")
 
     def ready_at(self, *, urgent: bool, full: bool) -> float:
@@ -218,6 +220,7 @@ class Pacer:
             self._interval = self.FIRST_INTERVAL
         else:
             self._interval = min(max(2 * self._interval, self.FIRST_INTERVAL), self.MAX_INTERVAL)
-        followed_at_once = now - self._last < self.URGENT_INTERVAL
-        self._urgent_from = now + self.URGENT_INTERVAL if followed_at_once else now
+        earned = self._credit + (now - self._last) / self.URGENT_INTERVAL
+        self._credit = max(0.0, min(self.URGENT_BURST, earned) - 1)
+        self._urgent_from = now + max(0.0, 1 - self._credit) * self.URGENT_INTERVAL
         self._last = now
