@@ -19,7 +19,7 @@ SUITE = "bookworm"
 PACKAGES = ("python3", "procps", "ca-certificates")  # of the terminal image, beside what every Debian has
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 DEMOTE = '--customize-hook=find "$1" -xdev -type f -perm /6000 -exec chmod a-s {} +'  # no set-user-id program is needed
-GO_FLAGS = ("-trimpath", "-ldflags=-s -w")
+VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 NICE = ("nice", "-n", "10")  # a build of many minutes; whoever works on this machine goes first
 
 
@@ -46,8 +46,24 @@ def _compile_kube(target: Path) -> None:
         raise ClusterFailed(
             "compiling Kubernetes takes Go, the version in infra/cluster/go.mod or newer: https://go.dev/dl"
         )
-    command = (*NICE, "go", "build", *GO_FLAGS, "-o", str(target), ".")
-    _run(command, cwd=SOURCE, env={**os.environ, "CGO_ENABLED": "0"})
+    linked = " ".join(
+        f"-X {package}.{name}={value}" for package in VERSION_PACKAGES for name, value in _version().items()
+    )
+    command = ("go", "build", "-trimpath", "-buildvcs=false", f"-ldflags=-s -w {linked}", "-o", str(target), ".")
+    _run((*NICE, *command), cwd=SOURCE, env={**os.environ, "CGO_ENABLED": "0"})
+
+
+def kubernetes_version() -> str:
+    """The version that go.mod pins, with its "v"."""
+    words = (SOURCE / "go.mod").read_text().split()
+    return words[words.index("k8s.io/kubernetes") + 1]
+
+
+def _version() -> dict[str, str]:
+    """What upstream's build scripts link in, and the components tell whoever asks."""
+    version = kubernetes_version()
+    major, minor, _ = version.removeprefix("v").split(".")
+    return {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
 
 
 def _compile_pause(target: Path) -> None:

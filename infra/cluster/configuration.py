@@ -46,6 +46,7 @@ def kubelet(layout: Layout) -> dict[str, Any]:
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": f"/{CGROUP}",
         "failCgroupV1": False,
+        "makeIPTablesUtilChains": False,  # for kube-proxy, which is not here; they would stay behind
         "failSwapOn": False,
         "oomScoreAdj": 0,  # lowering it takes CAP_SYS_RESOURCE, which root in a virtual machine or container may lack
         "maxPods": PODS,

@@ -48,12 +48,11 @@ def up(layout: Layout) -> None:
     _check_machine()
     with _locked(layout):
         running = _running(layout)
-        if not (running and running.alive):
-            _take_down(layout)
-            machine.install()
-            kube = build.kube_binary()
-            _start(layout, kube)
         try:
+            if not (running and running.alive):
+                _take_down(layout)
+                machine.install()
+                _start(layout, build.kube_binary())
             _await_ready(layout)
         except BaseException:
             _take_down(layout)

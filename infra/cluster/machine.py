@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def attached_networks() -> tuple[str, ...]:
     """The IPv4 networks that this machine has an address in, apart from the loopback and the pods'."""
     links: list[dict[str, Any]] = json.loads(_run("ip", "-json", "-4", "address"))
     return tuple(
-        f"{each['local']}/{each['prefixlen']}"
+        str(IPv4Interface(f"{each['local']}/{each['prefixlen']}").network)
         for link in links
         for each in link["addr_info"]
         if link["ifname"] not in ("lo", BRIDGE)

@@ -71,9 +71,10 @@ def _start(layout: Layout, part: Part) -> int:
 def _await(part: Part, running: dict[int, Part], layout: Layout) -> None:
     until = time.monotonic() + START_SECONDS
     while not _is_up(part):
+        if part in _reap(running, layout, os.WNOHANG):
+            raise ClusterFailed(f"{part.name} ended at its start: see {part.name}.log")
         if time.monotonic() > until:
             raise ClusterFailed(f"{part.name} did not come up in {START_SECONDS:.0f} s: see {part.name}.log")
-        _reap(running, layout, os.WNOHANG)
         time.sleep(LOOK_SECONDS)
 
 
@@ -84,17 +85,16 @@ def _is_up(part: Part) -> bool:
         return False
 
 
-def _reap(running: dict[int, Part], layout: Layout, options: int = 0) -> None:
-    """Wait for one process to end; if it was a component, start it again."""
-    try:
-        pid, status = os.waitpid(-1, options)
-    except ChildProcessError:
-        return
+def _reap(running: dict[int, Part], layout: Layout, options: int = 0) -> list[Part]:
+    """Wait for one process to end; if it was a component, start it again and return it."""
+    pid, status = os.waitpid(-1, options)
     part = running.pop(pid, None)
-    if part:
-        print(f"{part.name} ended with {os.waitstatus_to_exitcode(status)}, starting it again", flush=True)  # noqa: T201
-        time.sleep(RESTART_SECONDS)
-        running[_start(layout, part)] = part
+    if not part:
+        return []
+    print(f"{part.name} ended with {os.waitstatus_to_exitcode(status)}, starting it again", flush=True)  # noqa: T201
+    time.sleep(RESTART_SECONDS)
+    running[_start(layout, part)] = part
+    return [part]
 
 
 def _import_images(layout: Layout, snapshotter: str) -> None:
@@ -105,4 +105,7 @@ def _import_images(layout: Layout, snapshotter: str) -> None:
 
 
 if __name__ == "__main__":
-    run(Layout(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])
+    try:
+        run(Layout(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3])
+    except ClusterFailed as error:
+        sys.exit(str(error))

@@ -20,6 +20,9 @@ from infra.cluster.layout import (
     Layout,
 )
 
+# Debian's etcd 3.4.23 cannot be asked for a watch's progress (3.4.25 can): these would wait for it in vain
+ETCD_GATES = "SizeBasedListCostEstimate=false,WatchList=false"
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -109,6 +112,7 @@ def apiserver(layout: Layout, kube: Path) -> tuple[str, ...]:
         service_account_issuer="https://kubernetes.default.svc",
         service_account_key_file=pki / "service-account.pub",
         service_account_signing_key_file=pki / "service-account.key",
+        feature_gates=ETCD_GATES,
         profiling="false",
     )
 
@@ -123,6 +127,7 @@ def controllers(layout: Layout, kube: Path) -> tuple[str, ...]:
         secure_port=0,
         root_ca_file=layout.pki / "ca.crt",
         service_account_private_key_file=layout.pki / "service-account.key",
+        use_service_account_credentials="true",  # each controller by its own role
         profiling="false",
     )
 
