@@ -273,7 +273,8 @@ class Sandboxes(Protocol):
         already is returned instead. Raises NoCapacity, SandboxFailed or Unavailable."""
 
     async def claim(self, name: str, uid: str, session: str) -> Sandbox:
-        """Give a warm sandbox to a session, at most once. Raises Conflict if it was claimed, SandboxGone."""
+        """Give a warm sandbox to a session, at most once. Raises Conflict if it was claimed, SandboxGone,
+        or NoCapacity where one more session is more than there is room for."""
 
     async def get(self, name: str) -> Sandbox | None:
         """The sandbox of that name (ended ones included while the runtime remembers them), or None."""

@@ -164,7 +164,7 @@ class LocalSandboxes(Sandboxes):
                 return found
             if found:
                 raise SandboxFailed(f"a sandbox of another session is called {spec.name}")
-            self._admit(spec)
+            self._admit(spec.session)
             meta = self._describe(spec)
             record = self._record(meta.name, meta.uid)
             listener, lock = self._prepare(record, meta)
@@ -181,9 +181,9 @@ class LocalSandboxes(Sandboxes):
     def _interpreter(self) -> Path:
         return self._python or ensure_python(self._root.parent)
 
-    def _admit(self, spec: SandboxSpec) -> None:
+    def _admit(self, session: str | None) -> None:
         taken = sum(each.session is not None and each.phase is not Phase.ENDED for each in self._all())
-        if spec.session is not None and taken >= self._limits.capacity:
+        if session is not None and taken >= self._limits.capacity:
             raise NoCapacity(f"{taken} of {self._limits.capacity} sandboxes are in use")
 
     def _describe(self, spec: SandboxSpec) -> Meta:
@@ -230,6 +230,8 @@ class LocalSandboxes(Sandboxes):
                 raise Conflict(f"sandbox {name} belongs to another session")
             if sandbox.phase is Phase.ENDED:
                 raise SandboxGone(f"sandbox {name} has ended: {sandbox.reason}")
+            if meta.session is None:
+                self._admit(session)
             record.write_meta(replace(meta, session=session))
             return replace(sandbox, session=session)
 

@@ -19,9 +19,10 @@ import pytest
 from infra.local import sandbox_process
 from infra.local.sandbox_record import OF, Record
 from infra.local.sandboxes import LocalSandboxes
+from schemas.errors import NoCapacity
 from schemas.limits import Limits
 from schemas.ports import Sandbox, Sandboxes, SandboxSpec
-from tests.contracts.sandboxes_contract import CAPACITY, Lab, SandboxesContract
+from tests.contracts.sandboxes_contract import CAPACITY, Lab, SandboxesContract, spec
 from tests.contracts.waiting import soon
 
 REPOSITORY = Path(__file__).parents[2]
@@ -133,3 +134,14 @@ async def lab(request: pytest.FixtureRequest, tmp_path: Path, python: Path) -> A
 
 class TestSandboxes(SandboxesContract):
     """The contract, on each of them."""
+
+    async def test_claims_do_not_exceed_the_capacity(self, lab: Lab) -> None:
+        """Several workers that claim at the same moment never make one session more than there is room for."""
+        warm = [await lab.sandboxes.create(spec(f"w{each}")) for each in range(CAPACITY + 1)]
+        claims = (lab.peer.claim(each.name, each.uid, f"s-{each.name}") for each in warm)
+        answers = await asyncio.gather(*claims, return_exceptions=True)
+        assert sorted(type(answer).__name__ for answer in answers) == ["NoCapacity", *["Sandbox"] * CAPACITY]
+        last = next(each for each, answer in zip(warm, answers, strict=True) if isinstance(answer, NoCapacity))
+        taken = next(each for each in warm if each is not last)
+        await lab.sandboxes.delete(taken.name, taken.uid)
+        assert (await lab.sandboxes.claim(last.name, last.uid, "s-late")).session == "s-late"
