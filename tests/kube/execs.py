@@ -13,7 +13,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
@@ -143,9 +143,7 @@ class Exec:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return all([await task for task in done])
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await _end(tasks)
 
     async def _process(self, command: Sequence[str]) -> Object:
         with tempfile.TemporaryDirectory(prefix="exec-") as home:
@@ -166,7 +164,7 @@ class Exec:
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+                await process.communicate()  # what nobody read
 
     async def _attend(self, process: asyncio.subprocess.Process) -> Object:
         assert process.stdin is not None
@@ -184,11 +182,15 @@ class Exec:
                 await self._receive(write)
             stdin.close()
 
+        pumps = [
+            asyncio.create_task(self._pump(STDOUT, process.stdout)),
+            asyncio.create_task(self._pump(STDERR, process.stderr)),
+        ]
         feeding = asyncio.create_task(feed())
         try:
-            await asyncio.gather(self._pump(STDOUT, process.stdout), self._pump(STDERR, process.stderr))
+            await asyncio.gather(*pumps)
         finally:
-            feeding.cancel()
+            await _end([feeding, *pumps])
         return exited(await process.wait())
 
     async def _pump(self, channel: int, source: asyncio.StreamReader) -> None:
@@ -213,6 +215,12 @@ class Exec:
             if passed or not data:
                 await self._socket.send_bytes(bytes([channel]) + passed)
             await self._tap.after()
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def exited(code: int) -> Object:

@@ -60,7 +60,7 @@ class ApiServer:
             self.url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
             yield self
         finally:
-            await runner.cleanup()
+            await _close(runner)
             await self.kubelet.close()
         if self.kubelet.defects:
             raise ExceptionGroup("defects of the server itself", self.kubelet.defects)
@@ -193,6 +193,16 @@ class ApiServer:
         command = check_exec(request, pod)
         session = Exec(request, self.kubelet, self.kubelet.worker(pod))
         return await session.serve(pod, command)
+
+
+async def _close(runner: web.AppRunner) -> None:
+    """Also what a client that does not read would keep open for the time-out of a TLS shutdown."""
+    connections = runner.server.connections if runner.server else []
+    transports = [connection.transport for connection in connections if connection.transport]
+    await runner.cleanup()
+    for transport in transports:
+        transport.abort()
+    await asyncio.sleep(0)
 
 
 def _static(body: Object) -> Handler:
