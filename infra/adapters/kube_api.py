@@ -85,7 +85,7 @@ class KubeApi:
     async def list(self, selector: str = SELECTOR) -> tuple[list[Object], str]:
         """The pods with these labels, read consistently, and the version of the list."""
         answer = await self._call("GET", self._pods, params={"labelSelector": selector})
-        return answer.get("items") or [], answer["metadata"]["resourceVersion"]
+        return answer.get("items") or [], str(answer["metadata"].get("resourceVersion"))
 
     async def patch(self, name: str, change: Object) -> Object:
         """A JSON merge patch. Raises NotFound, or Conflict where it names another version or uid."""
@@ -137,12 +137,13 @@ class KubeApi:
         except (aiohttp.ClientError, OSError) as error:
             raise AgentUnreachable(f"exec could not be started: {error!r}") from error
 
-    async def _open(self, url: str, query: list[tuple[str, str]]) -> aiohttp.ClientWebSocketResponse:
+    async def _open(self, url: str, query: Sequence[tuple[str, str]]) -> aiohttp.ClientWebSocketResponse:
         for again in (True, False):
             try:
-                return await self._session.ws_connect(
+                websocket: aiohttp.ClientWebSocketResponse = await self._session.ws_connect(
                     url, params=query, protocols=PROTOCOLS, compress=0, max_msg_size=MIB, **await self._common()
                 )
+                return websocket
             except aiohttp.WSServerHandshakeError as error:
                 if error.status != 401 or not again:
                     raise
@@ -184,8 +185,7 @@ class KubeApi:
             async with self._session.request(method, url, **options, **common) as response:
                 if response.status >= 300:
                     await self._refuse(response)
-                answer: Object = await response.json(content_type=None)
-                return answer
+                return _object(await response.read())
         except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: cut, or no JSON
             raise _Busy(f"the cluster's API server does not answer: {error!r}") from error
 
@@ -194,7 +194,7 @@ class KubeApi:
         if response.status == 401:
             self._access.refused()
         try:
-            status = json.loads(await response.read())
+            status = _object(await response.read())
         except ValueError:  # a proxy's page
             status = {}
         if response.status in TRANSIENT or response.status == 401:
@@ -227,6 +227,14 @@ def refusal(status: int, reason: str, message: str) -> PigeonError:
     return Unavailable(f"{said} ({status})")
 
 
+def _object(body: bytes) -> Object:
+    """An answer of an API server. Raises ValueError for anything else."""
+    answer = json.loads(body)
+    if not isinstance(answer, dict) or not isinstance(answer.get("metadata"), dict):
+        raise ValueError(f"no object: {body[:100]!r}")
+    return answer
+
+
 def _retry_after(response: aiohttp.ClientResponse) -> float:
     try:
         return float(response.headers.get("Retry-After", 0))
@@ -246,7 +254,7 @@ async def _events(content: aiohttp.StreamReader) -> AsyncIterator[tuple[str, Obj
 def _event(line: bytes) -> tuple[str, Object]:
     try:
         event = json.loads(line)
-        kind, thing = event["type"], event["object"]
+        kind, thing = event["type"], dict(event["object"])
     except (ValueError, KeyError, TypeError) as error:
         raise Unavailable(f"the watch said what is no event: {line[:100]!r}") from error
     if kind == "ERROR":

@@ -46,12 +46,6 @@ class LocalNode:
 
 
 @pytest.fixture
-def settings(api: ApiServer, tmp_path: Path) -> KubeSettings:
-    """Of a worker that may use the small API server."""
-    return KubeSettings(access="kubeconfig", kubeconfig=api.kubeconfig(tmp_path / "kubeconfig"))
-
-
-@pytest.fixture
 async def lab(api: ApiServer, tmp_path: Path, settings: KubeSettings) -> AsyncIterator[KubeLab]:
     """An empty namespace with room for CAPACITY sessions, and warm pods apart."""
     api.put_quota("sessions", {"pods": str(CAPACITY)}, priorities=[settings.priority_class])
