@@ -12,27 +12,38 @@ import grpc.aio
 
 
 class Faults:
-    """What goes wrong at the next calls: `before` is sent, or `after` the server has done its work."""
+    """What goes wrong at the next calls: `before` is sent, or `after` the server has done its work; at calls of the
+    method `only` where that is not ""."""
 
     def __init__(self) -> None:
         self.before: list[grpc.StatusCode] = []
         self.after: list[grpc.StatusCode] = []
+        self.only = ""
         self.calls = 0
 
     def interceptors(self) -> list[grpc.aio.ClientInterceptor]:
-        """For every kind of call but Listen; cut the wire for that."""
-        return [_Unary(self), _Streamed(self)]
+        """For every kind of call."""
+        return [_Unary(self), _Streamed(self), _BothStreamed(self)]
 
-    def check_before(self) -> None:
+    @property
+    def after_answers(self) -> bool:
+        """Whether an answer may get lost, which is known only once it has come."""
+        return bool(self.after)
+
+    def check_before(self, details: Any) -> None:
         """Raises the next fault."""
         self.calls += 1
-        if self.before:
+        if self.before and self._meant(details):
             raise failure(self.before.pop(0))
 
-    def check_after(self) -> None:
+    def check_after(self, details: Any) -> None:
         """Likewise."""
-        if self.after:
+        if self.after and self._meant(details):
             raise failure(self.after.pop(0))
+
+    def _meant(self, details: Any) -> bool:
+        name = details.method.decode() if isinstance(details.method, bytes) else str(details.method)
+        return self.only in ("", name.rpartition("/")[2])
 
 
 def failure(code: grpc.StatusCode) -> grpc.aio.AioRpcError:
@@ -46,11 +57,11 @@ class _Unary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]
 
     async def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         """Fail before or after, or not."""
-        self._faults.check_before()
+        self._faults.check_before(details)
         call = await continuation(details, request)
-        if self._faults.after:
+        if self._faults.after_answers:
             await call
-        self._faults.check_after()
+        self._faults.check_after(details)
         return call
 
 
@@ -60,8 +71,18 @@ class _Streamed(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
 
     async def intercept_unary_stream(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         """Fail before, or not: a read that fails afterwards is no different."""
-        self._faults.check_before()
+        self._faults.check_before(details)
         return await continuation(details, request)
+
+
+class _BothStreamed(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+
+    async def intercept_stream_stream(self, continuation: Callable[..., Any], details: Any, requests: Any) -> Any:
+        """Fail before, or not."""
+        self._faults.check_before(details)
+        return await continuation(details, requests)
 
 
 class Wire:
