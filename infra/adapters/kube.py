@@ -117,7 +117,9 @@ class KubeSandboxes(Sandboxes):
                 found = await self._same(spec)
                 if found is not None:
                     return self._shown(found)
-            except NoCapacity:
+            except NoCapacity:  # a quota is asked before the name: it may be there already
+                if (found := await self._same(spec)) is not None:
+                    return self._shown(found)
                 if not may_give_way or not await self._give_way():
                     raise
                 may_give_way = False

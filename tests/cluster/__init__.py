@@ -1,0 +1,1 @@
+"""What is tried on a real cluster, the one that KUBECONFIG names."""
