@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Protocol
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
@@ -38,12 +40,28 @@ class Pusher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PushServices:
-    """What the push functions need."""
+    """What the push functions need. Once `stopping` is set sessions are handed over, and messages are not taken."""
 
     context: Context
     pusher: Pusher
     hand_over_seconds: float = HAND_OVER_SECONDS
     answer_seconds: float = ANSWER_SECONDS
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+def set_at_sigterm(event: asyncio.Event) -> None:
+    """Set it when this process is asked to end, beside what its server does then, which is to wait for the requests
+    under way: a tender's takes minutes, and an instance is killed after ten seconds. Without a server that listens to
+    the signal nothing is changed. Call it on the main thread, in the server's event loop."""
+    loop, others = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+    if not callable(others):
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(event.set)
+        others(number, frame)
+
+    signal.signal(signal.SIGTERM, ask)
 
 
 async def answer(services: PushServices, subscription: Subscription, request: Request) -> Response:
@@ -58,7 +76,8 @@ async def answer(services: PushServices, subscription: Subscription, request: Re
         return _refusal(403, error)
     except Malformed as error:
         return _refusal(400, error)
-    await _handle(services, subscription, delivery)
+    if not services.stopping.is_set():
+        await _handle(services, subscription, delivery)
     if delivery.acked:
         return Response(status_code=204)
     return Response(status_code=503, headers={"retry-after": str(RETRY_AFTER_SECONDS)})
@@ -67,6 +86,7 @@ async def answer(services: PushServices, subscription: Subscription, request: Re
 async def _handle(services: PushServices, subscription: Subscription, delivery: PushDelivery) -> None:
     worker = Worker(services.context)
     loop = asyncio.get_running_loop()
+    stopping = asyncio.create_task(_stop(worker, services.stopping))
     alarms = (
         loop.call_later(services.hand_over_seconds, worker.stop),
         loop.call_later(services.answer_seconds, delivery.expire),
@@ -74,8 +94,14 @@ async def _handle(services: PushServices, subscription: Subscription, delivery: 
     try:
         await worker.handle(subscription, delivery)
     finally:
+        stopping.cancel()
         for alarm in alarms:
             alarm.cancel()
+
+
+async def _stop(worker: Worker, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    worker.stop()
 
 
 def _bearer(header: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from consumers.context import Context
 from consumers.controls import Controls
-from consumers.push import PushServices
+from consumers.push import PushServices, set_at_sigterm
 from infra.adapters.push import PushIdentity
 from infra.clock import SystemClock
 from infra.local.keys import SECRET_BYTES, token_secret, worker_secret
@@ -166,7 +166,9 @@ def _push_services(opened: Workshop) -> PushServices:
         service_account=settings.push_service_account,
         keys_url=settings.push_keys_url,
     )
-    return PushServices(opened.context, pusher)
+    made = PushServices(opened.context, pusher)
+    set_at_sigterm(made.stopping)
+    return made
 
 
 @functools.cache

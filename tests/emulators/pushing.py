@@ -57,10 +57,15 @@ class Issuer:
     @asynccontextmanager
     async def identity(self, clock: Clock | None = None) -> AsyncIterator[PushIdentity]:
         """A verifier that fetches the key set over HTTP."""
+        async with self.serving() as url:
+            yield PushIdentity(clock or SystemClock(), audience=AUDIENCE, service_account=ACCOUNT, keys_url=url)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        """The key set's URL."""
         app = Starlette(routes=[Route("/keys", self._serve_keys)])
         async with served(app) as url:
-            own = clock or SystemClock()
-            yield PushIdentity(own, audience=AUDIENCE, service_account=ACCOUNT, keys_url=f"{url}/keys")
+            yield f"{url}/keys"
 
     async def _serve_keys(self, request: Request) -> Response:
         return JSONResponse(self.keys())
