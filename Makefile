@@ -57,6 +57,12 @@ check-manifests: $(VENV)/.dev .venv-checkov/.made ## checkov on every build of t
 	.venv-checkov/bin/checkov --framework kubernetes --compact --quiet --skip-download --directory "$$builds"
 	.venv-checkov/bin/checkov --framework dockerfile --compact --quiet --skip-download --directory infra/images
 
+cluster: $(VENV)/.runtime ## a Kubernetes cluster on this machine, as root, without a registry: docs/cluster.md
+	@$(BIN)/python -m infra.cluster up
+
+cluster-down: $(VENV)/.runtime ## end that cluster; nothing but its logs stays
+	@$(BIN)/python -m infra.cluster down
+
 bench: $(VENV)/.dev ## side-by-side figures; see bench/README.md
 	$(BIN)/python -m bench
 
@@ -73,4 +79,4 @@ lock: ## resolve the dependencies anew (needs uv)
 clean: ## remove the environment; sessions and their transcripts in .pigeon stay
 	rm -rf $(VENV) .venv-checkov
 
-.PHONY: help up demo check test test-fast test-emulators check-manifests bench schemas lock clean
+.PHONY: help up demo check test test-fast test-emulators check-manifests cluster cluster-down bench schemas lock clean

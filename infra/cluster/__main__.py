@@ -1,4 +1,4 @@
-"""`python -m infra.cluster build|up|down|status`."""
+"""`python -m infra.cluster build|up|load|down|status`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main() -> int:
     """Returns the exit code: 1 for a cluster that is not there, cannot be built or cannot be started."""
     options = _options()
     try:
-        return _do(options.verb, Layout(options.state.absolute()))
+        return _do(options.verb, Layout(options.state.resolve()))
     except ClusterFailed as error:
         print(f"cluster: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -31,6 +31,8 @@ def _do(verb: str, layout: Layout) -> int:
         return 0
     if verb == "up":
         lifecycle.up(layout)
+    if verb == "load":
+        lifecycle.load(layout)
     if not lifecycle.is_ready(layout):
         print("not running")  # noqa: T201
         return 1
@@ -46,7 +48,7 @@ def _describe(layout: Layout) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m infra.cluster", description="a Kubernetes cluster of one node")
-    parser.add_argument("verb", choices=("build", "up", "down", "status"))
+    parser.add_argument("verb", choices=("build", "up", "load", "down", "status"))
     parser.add_argument("--state", type=Path, default=STATE, help="its folder; default .pigeon/cluster")
     return parser.parse_args()
 

@@ -8,6 +8,7 @@ import ssl
 import tempfile
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 from infra.cluster.layout import API_ADDRESS, API_PORT, Layout
@@ -24,8 +25,11 @@ class Api:
     def text(self, path: str) -> str:
         """The answer's body."""
         request = f"https://{API_ADDRESS}:{API_PORT}{path}"
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS, context=self._context()) as answer:
-            body: bytes = answer.read()
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS, context=self._context()) as answer:
+                body: bytes = answer.read()
+        except HTTPException as error:
+            raise ConnectionError(f"no answer from the API server: {error!r}") from error
         return body.decode()
 
     def json(self, path: str) -> Any:

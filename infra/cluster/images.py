@@ -6,13 +6,15 @@ import hashlib
 import io
 import json
 import platform
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from infra.cluster.layout import SOURCE
+from infra.cluster import build
+from infra.cluster.layout import PAUSE_IMAGE, SOURCE, TERMINAL_IMAGES, ClusterFailed, Layout
 
 USER = 1_000
 AGENT_SOURCE = SOURCE.parents[1] / "consumers" / "agent" / "agent.py"
@@ -85,6 +87,24 @@ def terminal(names: tuple[str, ...], root_filesystem: Path) -> Image:
             _add_folder(tar, folder)
         _add_file(tar, AGENT, AGENT_SOURCE.read_bytes())
     return Image(names, (root_filesystem, layer.getvalue()), TERMINAL_CONFIG)
+
+
+def write_all(layout: Layout) -> None:
+    """Write the archives of both images for `load`, the agent as it is now."""
+    layout.images.mkdir(parents=True, exist_ok=True)
+    pause(PAUSE_IMAGE, build.pause_binary()).write(layout.images / "pause.tar")
+    terminal(TERMINAL_IMAGES, build.root_filesystem()).write(layout.images / "terminal.tar")
+
+
+def load(layout: Layout, snapshotter: str) -> None:
+    """Give containerd, which runs, the archives that were written. Raises ClusterFailed if it refuses one."""
+    ctr = ("ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io")
+    for archive in sorted(layout.images.glob("*.tar")):
+        command = (*ctr, "images", "import", "--snapshotter", snapshotter, str(archive))
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise ClusterFailed(f"containerd refused {archive.name}: {done.stderr.strip()}")
+        archive.unlink()
 
 
 def _member(archive: Path, name: str) -> bytes:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from infra.cluster import build, certificates, configuration, images, machine
 from infra.cluster.api import Api
-from infra.cluster.layout import PAUSE_IMAGE, SOURCE, TERMINAL_IMAGES, ClusterFailed, Layout
+from infra.cluster.layout import SOURCE, ClusterFailed, Layout
 from infra.cluster.parts import node_is_ready, ports
 
 ROOT = SOURCE.parents[1]
@@ -34,13 +34,14 @@ class Running:
     """The node's process, 0 before there is one, with its start time against a reused id; and what to put back."""
 
     settings: dict[str, str]
+    snapshotter: str = ""
     pid: int = 0
     started: str = ""
 
     @property
     def alive(self) -> bool:
         """Whether it is still there."""
-        return bool(self.pid) and _start_time(self.pid) == self.started
+        return bool(self.pid) and start_time(self.pid) == self.started
 
 
 def up(layout: Layout) -> None:
@@ -66,6 +67,20 @@ def down(layout: Layout) -> None:
         _take_down(layout)
 
 
+def load(layout: Layout) -> None:
+    """Renew the images of a cluster that runs: pods made from now on have the agent as it is now.
+
+    Raises ClusterFailed where no cluster runs.
+    """
+    _check_machine()
+    with _locked(layout):
+        running = _running(layout)
+        if not (running and running.alive):
+            raise ClusterFailed("no cluster runs here")
+        images.write_all(layout)
+        images.load(layout, running.snapshotter)
+
+
 def is_ready(layout: Layout) -> bool:
     """Whether a pod could be run now."""
     running = _running(layout)
@@ -81,6 +96,15 @@ def steps(layout: Layout) -> dict[str, float]:
     return found
 
 
+def start_time(pid: int) -> str:
+    """When the process started, in the kernel's ticks; "" for one that is gone or a zombie."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if state == "Z" else fields[18]
+
+
 def _start(layout: Layout, kube: Path) -> None:
     _check_ports()
     settings = machine.settings()
@@ -88,7 +112,7 @@ def _start(layout: Layout, kube: Path) -> None:
     snapshotter = machine.snapshotter(layout.state / "overlay")
     certificates.write_all(layout)
     _write_configuration(layout, snapshotter)
-    _write_images(layout)
+    images.write_all(layout)
     (layout.state / "kubectl").symlink_to(kube)
     machine.connect()
     machine.make_cgroups()
@@ -103,7 +127,7 @@ def _start(layout: Layout, kube: Path) -> None:
             start_new_session=True,
             preexec_fn=machine.enter_cgroups,  # noqa: PLW1509 - no threads here
         )
-    _note(layout, Running(settings, node.pid, _start_time(node.pid)))
+    _note(layout, Running(settings, snapshotter, node.pid, start_time(node.pid)))
     node.returncode = 0  # it stays when this program ends
 
 
@@ -118,12 +142,6 @@ def _write_configuration(layout: Layout, snapshotter: str) -> None:
     (layout.config / "cni" / "10-pigeon.conflist").write_text(json.dumps(configuration.network(layout)))
     (layout.config / "kubelet.json").write_text(json.dumps(configuration.kubelet(layout), indent=1))
     shutil.copyfile("/etc/resolv.conf", layout.config / "resolv.conf")  # which may be a link to the machine's /run
-
-
-def _write_images(layout: Layout) -> None:
-    layout.images.mkdir(parents=True, exist_ok=True)
-    images.pause(PAUSE_IMAGE, build.pause_binary()).write(layout.images / "pause.tar")
-    images.terminal(TERMINAL_IMAGES, build.root_filesystem()).write(layout.images / "terminal.tar")
 
 
 def _await_ready(layout: Layout) -> None:
@@ -175,15 +193,6 @@ def _note(layout: Layout, running: Running) -> None:
     unfinished = layout.running.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(asdict(running)))
     unfinished.replace(layout.running)
-
-
-def _start_time(pid: int) -> str:
-    """When the process started, in the kernel's ticks; "" for one that is gone or a zombie."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if state == "Z" else fields[18]
 
 
 def _check_machine() -> None:

@@ -36,11 +36,12 @@ SERVICES = {"etcd-server": "etcd", "containerd": "containerd"}
 CGROUPS = Path("/sys/fs/cgroup")
 COMPONENTS = f"{CGROUP}/components"
 CPUSET = ("cpuset.cpus", "cpuset.mems")  # a new group of cgroup v1 has neither, and takes no process without
-V2_CONTROLLERS = "+cpu +cpuset +io +memory +pids"
+V2_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
 SETTINGS = (  # what the kubelet and the CNI plugins set and nobody sets back
     *("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys"),
     *("kernel/keys/root_maxbytes", "net/ipv4/ip_forward"),
 )
+BRIDGE_FILTER = Path("/proc/sys/net/bridge")
 BRIDGE_FLAGS = ("nf_call_iptables", "nf_call_ip6tables")
 CAP_SYS_RESOURCE = 24  # capabilities(7)
 REMOVAL_SECONDS = 20.0
@@ -63,6 +64,7 @@ def install() -> None:
 def connect() -> None:
     """Make the bridge, with the node's address on it, and what its pods may reach."""
     disconnect()
+    _check_bridge_filter()
     try:
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
         _run("ip", "address", "add", f"{NODE_ADDRESS}/{POD_NETWORK.prefixlen}", "dev", BRIDGE)
@@ -80,6 +82,14 @@ def connect() -> None:
     except subprocess.CalledProcessError as error:
         raise ClusterFailed(f"cannot set up the pods' network: {error.stderr.strip()}") from error
     (Path("/proc/sys/net/ipv4/ip_forward")).write_text("1")
+
+
+def _check_bridge_filter() -> None:
+    """Without this module what one pod sends another passes no rule, and nobody would notice."""
+    if not BRIDGE_FILTER.exists() and shutil.which("modprobe"):
+        subprocess.run(("modprobe", "br_netfilter"), check=False)
+    if not BRIDGE_FILTER.exists():
+        raise ClusterFailed("this kernel has no br_netfilter: pods could not be kept from each other")
 
 
 def disconnect() -> None:
@@ -120,7 +130,10 @@ def make_cgroups() -> None:
             for name in CPUSET if (root / CPUSET[0]).exists() else ():
                 (group / name).write_text((root / name).read_text())
     if (CGROUPS / "cgroup.subtree_control").exists():
-        (CGROUPS / "cgroup.subtree_control").write_text(V2_CONTROLLERS)
+        there = (CGROUPS / "cgroup.controllers").read_text().split()
+        (CGROUPS / "cgroup.subtree_control").write_text(
+            " ".join(f"+{name}" for name in V2_CONTROLLERS if name in there)
+        )
 
 
 def enter_cgroups() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from infra.cluster import images
 from infra.cluster.layout import HIDDEN, ClusterFailed, Layout
 from infra.cluster.parts import Part, parts
 
@@ -38,7 +39,7 @@ def run(layout: Layout, kube: Path, snapshotter: str) -> None:
             _await(part, running, layout)
         if part.name == "containerd":
             with _timed(took, "images"):
-                _import_images(layout, snapshotter)
+                images.load(layout, snapshotter)
     unfinished = layout.ready.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(took))
     unfinished.replace(layout.ready)
@@ -95,13 +96,6 @@ def _reap(running: dict[int, Part], layout: Layout, options: int = 0) -> list[Pa
     time.sleep(RESTART_SECONDS)
     running[_start(layout, part)] = part
     return [part]
-
-
-def _import_images(layout: Layout, snapshotter: str) -> None:
-    ctr = ("ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io")
-    for archive in sorted(layout.images.glob("*.tar")):
-        subprocess.run((*ctr, "images", "import", "--snapshotter", snapshotter, str(archive)), check=True)
-        archive.unlink()
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def node_is_ready(api: Api) -> bool:
 
 def etcd(layout: Layout) -> tuple[str, ...]:
     """Debian's etcd, on the loopback, for holders of a certificate of its own authority."""
-    client, peer = f"https://{API_ADDRESS}:{ETCD_PORT}", f"http://{API_ADDRESS}:{ETCD_PEER_PORT}"
+    client, peer = f"https://{API_ADDRESS}:{ETCD_PORT}", f"https://{API_ADDRESS}:{ETCD_PEER_PORT}"
     return _command(
         "etcd",
         name=NODE,
@@ -71,11 +71,19 @@ def etcd(layout: Layout) -> tuple[str, ...]:
         listen_peer_urls=peer,
         initial_advertise_peer_urls=peer,
         initial_cluster=f"{NODE}={peer}",
-        client_cert_auth="true",
-        trusted_ca_file=layout.pki / "etcd-ca.crt",
-        cert_file=layout.pki / "etcd.crt",
-        key_file=layout.pki / "etcd.key",
+        **_mutual_tls(layout),
+        **{f"peer_{name}": value for name, value in _mutual_tls(layout).items()},
     )
+
+
+def _mutual_tls(layout: Layout) -> dict[str, object]:
+    pki = layout.pki
+    return {
+        "client_cert_auth": "true",
+        "trusted_ca_file": pki / "etcd-ca.crt",
+        "cert_file": pki / "etcd.crt",
+        "key_file": pki / "etcd.key",
+    }
 
 
 def containerd(layout: Layout) -> tuple[str, ...]:

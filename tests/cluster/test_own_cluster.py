@@ -96,13 +96,17 @@ class TestCache:
     async def test_the_pause_program_ends_when_it_is_told_to(self) -> None:
         """Else every pod takes its whole grace period to go."""
         pause = await asyncio.create_subprocess_exec(build.pause_binary())
-        await until(lambda: catches(pause.pid, signal.SIGTERM), "it would notice")
+
+        async def would_notice() -> bool:
+            return catches(pause.pid, signal.SIGTERM)
+
+        await until(would_notice, "it would notice")
         pause.terminate()
         async with asyncio.timeout(30):
             assert await pause.wait() == 0
 
 
-async def catches(pid: int, number: signal.Signals) -> bool:
+def catches(pid: int, number: signal.Signals) -> bool:
     """Whether the process has a handler for this signal."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
