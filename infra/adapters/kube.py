@@ -13,13 +13,13 @@ from weakref import WeakSet
 
 from infra.adapters.kube_api import KubeApi, kube_api
 from infra.adapters.kube_exec import ExecStream
+from infra.adapters.kube_helper import helper
 from infra.adapters.kube_pod import (
     LABEL,
     SELECTOR,
     SESSION_LABEL,
     agent_digest,
     digest,
-    helper,
     isolation,
     pod,
     unrestricted,

@@ -187,11 +187,6 @@ def _command(spec: SandboxSpec) -> list[str]:
     ]
 
 
-def helper() -> list[str]:
-    """What a worker executes in the pod to be connected to its agent: a pump that knows nothing of what it carries."""
-    return [PYTHON, "-I", "-S", AGENT, "attach", "--socket", AGENT_SOCKET]
-
-
 def _volumes(spec: SandboxSpec, settings: KubeSettings, image: str) -> list[Object]:
     volumes: list[Object] = [
         {"name": "workspace", "emptyDir": {"sizeLimit": str(spec.workspace_bytes)}},

@@ -16,7 +16,6 @@ from infra.adapters.kube_pod import (
     GRACE_SECONDS,
     agent_config_map,
     agent_config_map_name,
-    helper,
     pod,
 )
 from infra.adapters.kube_settings import LARGE, SMALL, KubeSettings, Size
@@ -136,9 +135,7 @@ def test_the_agent_understands_its_command_line() -> None:
     command = container(pod(spec(processes=64, file_bytes=9 * MIB), DEFAULTS))["command"]
     assert command[:3] == ["python3", "-I", "-S"]
     assert callable(agent._work(command[4:]))
-    assert callable(agent._work(helper()[4:]))
     assert {"NPROC=64", f"FSIZE={9 * MIB}"} < set(command)
-    assert command[3] == helper()[3]
 
 
 def test_pods_that_share_a_kernel_share_no_user_id() -> None:
