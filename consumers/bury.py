@@ -6,11 +6,12 @@ import logging
 
 from consumers import commands
 from consumers.context import Context, read_event
+from consumers.push_files import fail_transfer
 from consumers.sessions import load
 from consumers.settlement import DONE, Settlement
 from consumers.tend_session import finish
 from schemas.errors import AlreadyExists, MalformedEvent
-from schemas.events import CommandSubmitted, SessionRequested
+from schemas.events import CommandSubmitted, FileRequested, FilesPushed, SessionRequested
 from schemas.lifecycle import CommandState, SessionState
 from schemas.ports import Delivery, Message
 
@@ -30,7 +31,7 @@ def dead_letter(message: Message, cause: str, reason: str) -> Message:
 
 
 async def bury(context: Context, delivery: Delivery) -> Settlement:
-    """Keep it in `deadLetters`; fail the session or lose the command that waited for it. Healthy sessions stay.
+    """Keep it in `deadLetters`; fail the session or the transfer, or lose the command, that waited for it.
 
     A command that is recorded is not lost with its message: the tender delivers it, or the session's end settles it.
     """
@@ -47,6 +48,8 @@ async def bury(context: Context, delivery: Delivery) -> Settlement:
         await commands.change(context, cloud_event.subject, command, state, reason=reason, ended_at=context.now())
     elif isinstance(cloud_event.event, SessionRequested):
         await _fail_session(context, cloud_event.subject, reason)
+    elif isinstance(cloud_event.event, FilesPushed | FileRequested):
+        await fail_transfer(context, cloud_event, message.attributes.get(CAUSE, "internal"), reason)
     return DONE
 
 

@@ -47,6 +47,16 @@ async def send_file(context: Context, cloud_event: CloudEvent) -> Settlement:
     )
 
 
+async def fail_transfer(context: Context, cloud_event: CloudEvent, code: str, reason: str) -> None:
+    """Record that a push or a request which nobody could handle has failed, if it is not recorded otherwise."""
+    event = cloud_event.event
+    assert isinstance(event, FilesPushed | FileRequested)
+    what: What = event.what if isinstance(event, FileRequested) else "push"
+    path = event.path if isinstance(event, FileRequested) else ""
+    record = _Record(context, cloud_event.subject, event.transfer_id, what, path)
+    await record.write(TransferState.FAILED, code=code, message=reason)
+
+
 async def _transfer(
     context: Context, cloud_event: CloudEvent, transfer_id: str | None, what: What, path: str, work: Any
 ) -> Settlement:

@@ -41,7 +41,7 @@ from schemas.topics import (
     TICKS_SUBSCRIPTION,
 )
 
-DRAIN_SECONDS = 20.0  # how long handlers under way may take after stop(); Kubernetes grants 30
+DRAIN_SECONDS = 20.0  # how long handlers under way may take after stop(); Kubernetes grants 45
 RETRY_MIN_SECONDS, RETRY_MAX_SECONDS = 0.1, 5.0
 SETTLE_TRIES = 3  # of an ack, a nack or a dead letter, before the message is left to come again
 UNEXPECTED_TRIES = 3  # of a handler that raises what it should not, before the message is refused

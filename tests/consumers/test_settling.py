@@ -11,9 +11,21 @@ from consumers.context import read_event
 from consumers.settlement import DONE
 from consumers.worker import SETTLE_TRIES
 from infra.local.subscriber import LocalDelivery, Subscriber
+from schemas.documents import Transfer, TransferState, transfer_path
 from schemas.envelope import encode, wrap
 from schemas.errors import BusUnavailable, MalformedEvent
-from schemas.events import CommandSubmitted, InputSent, SessionOpened, Signal, SignalSent, TerminalResized
+from schemas.events import (
+    CommandSubmitted,
+    Event,
+    FileItem,
+    FileRequested,
+    FilesPushed,
+    InputSent,
+    SessionOpened,
+    Signal,
+    SignalSent,
+    TerminalResized,
+)
 from schemas.lifecycle import CommandState
 from schemas.limits import MAX_COMMAND_BYTES
 from schemas.ports import Message, Query, Snapshot
@@ -108,6 +120,26 @@ async def test_a_command_that_is_recorded_outlives_its_message(deserted: tuple[H
     await house.publish(SessionOpened(epoch=(await house.session(session)).epoch), session)
     assert (await house.ended(session, "c1")).exit_code == 0
     assert (await house.run(session, "echo next"))[1] == b"next\r\n"
+
+
+@pytest.mark.parametrize(
+    ("event", "what"),
+    [
+        (FilesPushed(items=(FileItem(path="a"),), transfer_id="t"), "push"),
+        (FileRequested(path="a", transfer_id="t"), "content"),
+    ],
+    ids=("pushed", "requested"),
+)
+async def test_who_waits_for_a_transfer_whose_message_died_is_told(staffed: House, event: Event, what: str) -> None:
+    """It failed, and why: nobody polls for ever."""
+    session = await staffed.record()
+    message = encode(wrap(event, subject=session, source="/test", time=staffed.clock.now()))
+    await staffed.context.bus.publish(DEAD_LETTERS, dead_letter(message, "internal", "its handler failed every time"))
+    path = transfer_path(session, "t")
+    kept = await until(lambda: staffed.context.store.get(path), "the transfer has an end")
+    assert kept is not None
+    transfer = Transfer.of(kept)
+    assert (transfer.state, transfer.what, transfer.code) == (TransferState.FAILED, what, "internal")
 
 
 @pytest.mark.parametrize(
