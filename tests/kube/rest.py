@@ -111,14 +111,18 @@ class Rest:
             raise not_found("namespaces", namespace)
         name = thing["metadata"]["name"]
         key = (resource.name, namespace, name)
+        admitted = (
+            self._admitted(thing, namespace) if resource.name == "pods" else thing
+        )  # before its name is looked up
         if self._etcd.get(key) is not None:
             details = {"name": name, "kind": resource.name}
             raise Refused(409, f'{resource.name} "{name}" already exists', reason="AlreadyExists", details=details)
-        if resource.name != "pods":
-            return web.json_response(self.put(key, thing), status=201)
-        pod = self.put(key, self._admitted(thing, namespace))
-        self._kubelet.start(key, pod)
-        return web.json_response(pod, status=201)
+        if request.query.get("dryRun") == "All":
+            return web.json_response(admitted, status=201)
+        made = self.put(key, admitted)
+        if resource.name == "pods":
+            self._kubelet.start(key, made)
+        return web.json_response(made, status=201)
 
     def _admitted(self, pod: Object, namespace: str) -> Object:
         """The pod as it is stored, after all that may refuse it."""

@@ -94,6 +94,15 @@ async def test_a_quota_is_a_full_runtime(api: ApiServer, sandboxes: KubeSandboxe
         await sandboxes.create(spec("one", "s-one"))
 
 
+async def test_a_quota_that_our_own_pod_fills_is_no_lack_of_room(api: ApiServer, sandboxes: KubeSandboxes) -> None:
+    """A real server asks the quota before it looks at the name: a redelivered event still finds its pod."""
+    api.put_quota("all", {"pods": "1"})
+    first = await sandboxes.create(spec("one", "s-one"))
+    assert (await sandboxes.create(spec("one", "s-one"))).uid == first.uid
+    with pytest.raises(SandboxFailed, match="another session"):
+        await sandboxes.create(spec("one", "s-two"))
+
+
 async def test_an_account_without_rights_is_told_apart(api: ApiServer, sandboxes: KubeSandboxes) -> None:
     """A missing right is mended by people: sessions wait for that, and none of them fails."""
     api.accounts["worker-token"] = Account("nobody", frozenset())
