@@ -16,7 +16,7 @@ from infra.cluster.layout import SOURCE, ClusterFailed, cache_folder
 BINARY_SOURCES = ("go.mod", "go.sum", "main.go")
 PAUSE_SOURCE = SOURCE / "pause" / "pause.c"  # in a folder of its own, since Go refuses C beside it
 SUITE = "bookworm"
-PACKAGES = ("python3", "procps", "ca-certificates")  # of the terminal image, beside what every Debian has
+PACKAGES = ("python3", "python3-pip", "procps", "ca-certificates")  # beside what every Debian has
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 DEMOTE = '--customize-hook=find "$1" -xdev -type f -perm /6000 -exec chmod a-s {} +'  # no set-user-id program is needed
 VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")

@@ -1,23 +1,66 @@
-"""One namespace for the run; without KUBECONFIG there is nothing to run on."""
+"""The cluster that is tried: the one that `make test-cluster` names, else this repository's own if it runs.
+
+KUBECONFIG itself is not read: `make test` must not touch whatever cluster a shell happens to be set up for.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from infra.adapters.kube_settings import KubeSettings
+from infra.cluster import lifecycle
+from infra.cluster.__main__ import STATE
+from infra.cluster.layout import Layout, cache_folder
 from tests.cluster.cluster import IMAGE, Cluster, namespace
+from tests.cluster.deployment import Deployment, deployed
+from tests.journeys.conftest import MakeStack, make_stack
+from tests.journeys.stack import Stack, User
+
+__all__ = ["make_stack"]
+
+NAMED = "PIGEON_TEST_KUBECONFIG"
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A namespace in the cluster that KUBECONFIG names."""
-    if not os.environ.get("KUBECONFIG"):
-        pytest.skip("KUBECONFIG names no cluster (make test-cluster)")
-    with namespace(Path(os.environ["KUBECONFIG"])) as found:
+def python() -> Path:
+    """Pods bring their own: the stacks of these tests make none for sandboxes of this machine."""
+    return Path(sys.executable)
+
+
+@pytest.fixture(scope="session")
+def own() -> Layout:
+    """This repository's cluster, whether it runs or not."""
+    return Layout(Path(__file__).parents[2].resolve() / STATE)
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(own: Layout) -> Path:
+    """The administrator's. Where there is no cluster a laptop skips, and CI fails if it could have made one."""
+    named = os.environ.get(NAMED)
+    if named:
+        return Path(named)
+    if lifecycle.is_ready(own):
+        return own.kubeconfig
+    return missing("no cluster: `make cluster` brings one up, KUBECONFIG=... make test-cluster tries another")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip, or fail where the cluster has to be there."""
+    if os.environ.get("CI") == "true" and any(cache_folder().glob("*/kube")):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster(kubeconfig: Path) -> Iterator[Cluster]:
+    """A namespace of the run's own."""
+    with namespace(kubeconfig) as found:
         yield found
 
 
@@ -27,3 +70,28 @@ def settings(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Kube
     path = cluster.worker_kubeconfig(tmp_path_factory.mktemp("worker") / "kubeconfig")
     image = os.environ.get("PIGEON_KUBE_IMAGE", IMAGE)
     return KubeSettings(access="kubeconfig", kubeconfig=path, namespace=cluster.namespace, image=image)
+
+
+@pytest.fixture(scope="session")
+def deployment(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The whole product but the worker, under names of the run's own."""
+    with deployed(kubeconfig, tmp_path_factory.mktemp("deployment")) as found:
+        yield found
+
+
+@pytest.fixture
+async def stack(make_stack: MakeStack, deployment: Deployment) -> AsyncIterator[Stack]:
+    """A whole stack with the rights of the deployed worker. It leaves no pod behind, or the test has failed."""
+    whole = make_stack(**deployment.environment)
+    await whole.start()
+    yield whole
+    await whole.stop()
+    left = deployment.leftovers()
+    assert left == [], whole.log()
+
+
+@pytest.fixture
+async def alice(stack: Stack) -> AsyncIterator[User]:
+    """A signed-in user."""
+    async with stack.user("alice") as user:
+        yield user
