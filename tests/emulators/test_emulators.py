@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from infra import leash
-from infra.emulators import EmulatorMissing, firestore_emulator, pubsub_emulator
+from infra.emulators import DOCKER_SCRIPT, SDK_VARIABLES, EmulatorMissing, firestore_emulator, pubsub_emulator
 from tests.waiting import until
 
 
@@ -43,6 +44,52 @@ async def test_a_missing_emulator_is_one_line(monkeypatch: pytest.MonkeyPatch, t
         async with pubsub_emulator():
             pass
     assert "\n" not in str(info.value)
+
+
+DOCKER = """#!/bin/sh
+# Stands for docker: notes what it is told, publishes the port itself, and ends when its input does.
+printf '%s\\n' "$@" > "$NOTE"
+port=$(printf '%s\\n' "$@" | sed -n 's/^127.0.0.1:\\([0-9]*\\):.*/\\1/p')
+"$PYTHON" -c "$SERVE" "$port" &
+read -r _
+kill $!
+echo ended >> "$NOTE"
+"""
+SERVE = """
+import http.server, sys
+class Ok(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200), self.end_headers(), self.wfile.write(b"Ok")
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("kind", ["pubsub", "firestore"])
+async def test_docker_is_told_to_run_the_emulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    """Without Java: on the loopback only, with the rules, in a container that ends when we do. The program here only
+    stands for docker: no engine has run these arguments."""
+    programs, note, rules = tmp_path / "bin", tmp_path / "note", tmp_path / "some.rules"
+    programs.mkdir()
+    (programs / "docker").write_text(DOCKER)
+    (programs / "docker").chmod(0o755)
+    for program in ("sh", "sed"):
+        (programs / program).symlink_to(shutil.which(program) or "")
+    for name in ("PUBSUB_EMULATOR_HOST", "FIRESTORE_EMULATOR_HOST", "JAVA_HOME", *SDK_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"PATH": programs, "NOTE": note, "PYTHON": sys.executable, "SERVE": SERVE}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("infra.emulators.SDK_PLACES", ())
+    async with firestore_emulator(rules) if kind == "firestore" else pubsub_emulator() as host:
+        port = host.rpartition(":")[2]
+        told = note.read_text().splitlines()
+    assert told[:6] == ["run", "--rm", "--init", "-i", "-p", f"127.0.0.1:{port}:{port}"]
+    inside = told[told.index("sh") :]
+    assert inside[:4] == ["sh", "-c", DOCKER_SCRIPT, "sh"]
+    assert inside[4:9] == ["gcloud", "emulators", kind, "start", f"--host-port=0.0.0.0:{port}"]
+    assert (f"{rules}:/firestore.rules:ro" in told) == (kind == "firestore")
+    assert ("--rules=/firestore.rules" in inside) == (kind == "firestore")
+    assert note.read_text().endswith("ended\n")
 
 
 async def test_what_is_on_the_leash_dies_with_its_owner(tmp_path: Path) -> None:
