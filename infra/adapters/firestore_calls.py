@@ -104,7 +104,7 @@ class Calls:
 
         async def attempt(seconds: float) -> list[Message]:
             answers = self._read(request, metadata=self._metadata, timeout=seconds)
-            return [answer async for answer in answers if answer.WhichOneof("result")]
+            return [answer async for answer in answers if received(answer).WhichOneof("result")]
 
         return await _persist(_reading(attempt), repeatable=True)
 
@@ -116,7 +116,7 @@ class Calls:
             size = 0
             answers = self._query(request, metadata=self._metadata, timeout=seconds)
             async for answer in answers:
-                if answer.HasField("document"):
+                if received(answer).HasField("document"):
                     found.append(answer.document)
                     size += answer.ByteSize()
                 if most_bytes is not None and size >= most_bytes:
@@ -183,6 +183,13 @@ async def _persist(attempt: Callable[[float], Awaitable[T]], repeatable: bool) -
                 raise
         await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def received(message: Message) -> Message:
+    """The message. For one that cannot be decoded gRPC hands out None and goes on; raises what a lost answer raises."""
+    if message is None:
+        raise grpc.aio.AioRpcError(Code.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "an answer is garbled")
+    return message
 
 
 def _code(error: StoreUnavailable) -> grpc.StatusCode | None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import grpc.aio
 
-from infra.adapters.firestore_calls import Calls, ListenRequest, translated
+from infra.adapters.firestore_calls import Calls, ListenRequest, received, translated
 from infra.adapters.firestore_values import Database, Message
 from schemas.errors import StoreUnavailable
 
@@ -94,7 +94,7 @@ class Listener:
 
     async def _next(self) -> Message:
         with translated():
-            response = await self._call.read()
+            response = received(await self._call.read())
         if response is grpc.aio.EOF:
             raise StoreUnavailable("the store ended a listener")
         return response
