@@ -18,7 +18,7 @@ from bench.tally import Tally
 from schemas.topics import SUBSCRIPTIONS, TOPICS
 
 SESSIONS = 4  # of a storm
-MOST_NAMED = 5  # kinds of callbacks, those that took most
+MOST_NAMED = 3  # kinds of callbacks, those that took most
 COMMAND = "true"
 REPORTING = "main"  # the measuring process's own coroutine
 
