@@ -106,7 +106,7 @@ def start_time(pid: int) -> str:
 
 
 def _start(layout: Layout, kube: Path) -> None:
-    _check_ports()
+    _check_alone()
     settings = machine.settings()
     _note(layout, Running(settings))  # first, so that whatever happens next can be undone
     snapshotter = machine.snapshotter(layout.state / "overlay")
@@ -114,7 +114,7 @@ def _start(layout: Layout, kube: Path) -> None:
     _write_configuration(layout, snapshotter)
     images.write_all(layout)
     (layout.state / "kubectl").symlink_to(kube)
-    machine.connect()
+    machine.connect(_name(layout))
     machine.make_cgroups()
     command = (*NAMESPACES, sys.executable, "-m", "infra.cluster.node", str(layout.state), str(kube), snapshotter)
     with (layout.logs / "node.log").open("wb") as log:
@@ -160,9 +160,10 @@ def _take_down(layout: Layout) -> None:
     if running:
         if running.alive:
             _end(running)
-        machine.disconnect()
-        machine.remove_cgroups()
-        machine.restore(running.settings)
+        if machine.owner() in ("", _name(layout)):  # else another cluster has come since this one crashed
+            machine.disconnect()
+            machine.remove_cgroups()
+            machine.restore(running.settings)
     for path in layout.state.iterdir():
         if path not in (layout.logs, _lock(layout), layout.running):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -202,10 +203,16 @@ def _check_machine() -> None:
         )
 
 
-def _check_ports() -> None:
+def _check_alone() -> None:
+    if owner := machine.owner():
+        raise ClusterFailed(f"the bridge is another cluster's: python -m infra.cluster down --state {owner}")
     for host, port in ports():
         with suppress(OSError), socket.create_connection((host, port), timeout=1):
             raise ClusterFailed(f"port {port} of {host} is taken: is there another cluster?")
+
+
+def _name(layout: Layout) -> str:
+    return str(layout.state)[-machine.MAX_ALIAS :]
 
 
 def _lock(layout: Layout) -> Path:

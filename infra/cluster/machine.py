@@ -41,6 +41,7 @@ SETTINGS = (  # what the kubelet and the CNI plugins set and nobody sets back
     *("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys"),
     *("kernel/keys/root_maxbytes", "net/ipv4/ip_forward"),
 )
+MAX_ALIAS = 255  # characters; IFALIASZ of linux/if.h without its final zero
 BRIDGE_FILTER = Path("/proc/sys/net/bridge")
 BRIDGE_FLAGS = ("nf_call_iptables", "nf_call_ip6tables")
 CAP_SYS_RESOURCE = 24  # capabilities(7)
@@ -61,12 +62,18 @@ def install() -> None:
                 raise ClusterFailed(f"apt-get {words[0]} failed; the cluster needs {', '.join(missing)}")
 
 
-def connect() -> None:
-    """Make the bridge, with the node's address on it, and what its pods may reach."""
-    disconnect()
+def owner() -> str:
+    """Whose the bridge is, by the name that was given to `connect`; "" where there is none."""
+    links: list[dict[str, Any]] = json.loads(_run("ip", "-json", "link"))
+    return next((str(link.get("ifalias", "nobody")) for link in links if link["ifname"] == BRIDGE), "")
+
+
+def connect(name: str) -> None:
+    """Make the bridge, with the node's address on it, and what its pods may reach; `name` is who asks, see `owner`."""
     _check_bridge_filter()
     try:
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
+        _run("ip", "link", "set", BRIDGE, "alias", name)
         _run("ip", "address", "add", f"{NODE_ADDRESS}/{POD_NETWORK.prefixlen}", "dev", BRIDGE)
         _run(
             "ip",
