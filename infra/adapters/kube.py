@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -256,10 +257,13 @@ class KubeSandboxes(Sandboxes):
                 raise AgentUnreachable(f"sandbox {name} does not run yet: {found.reason}")
             try:
                 return await self._dial(name, uid)
-            except (AgentUnreachable, NotFound) as error:
-                await self._fresh(name, uid)
+            except NoCapacity:
+                raise
+            except (Unavailable, NotFound) as error:
                 if loop.time() >= deadline:
                     raise AgentUnreachable(f"the agent of sandbox {name} does not answer: {error}") from error
+            with contextlib.suppress(Unavailable):  # it may have ended, and the watch is late
+                await self._fresh(name, uid)
             await asyncio.sleep(AGENT_RETRY_SECONDS)
 
     async def _dial(self, name: str, uid: str) -> ExecStream:
