@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from itertools import count, islice
 
 from consumers.admission import spec, stale
 from consumers.context import Context
 from schemas.errors import NoCapacity, SandboxFailed, Unavailable
-from schemas.ids import new_id
 from schemas.lifecycle import SessionState
 from schemas.ports import Phase, Query, Where
 
@@ -20,16 +21,22 @@ async def fill(context: Context) -> None:
 
 
 async def _fill(context: Context) -> None:
-    warm = [sandbox for sandbox in await context.sandboxes.list() if sandbox.session is None]
+    there = await context.sandboxes.list()
+    warm = [sandbox for sandbox in there if sandbox.session is None]
     spent = [sandbox for sandbox in warm if sandbox.phase is Phase.ENDED or stale(context, sandbox)]
     for sandbox in spent:
         await context.sandboxes.delete(sandbox.name, sandbox.uid)
     missing = context.limits.pool_size - (len(warm) - len(spent))
     if missing > 0 and await _somebody_waits(context):
         return
-    for _ in range(missing):
-        if not await _add(context):
+    for name in islice(_free_names({sandbox.name for sandbox in there}), max(0, missing)):
+        if not await _add(context, name):
             return
+
+
+def _free_names(taken: set[str]) -> Iterator[str]:
+    """Numbers, the lowest first: workers that fill at the same moment choose the same name, and make one sandbox."""
+    return (name for number in count() if (name := f"pool-{number}") not in taken)
 
 
 async def _somebody_waits(context: Context) -> bool:
@@ -37,9 +44,9 @@ async def _somebody_waits(context: Context) -> bool:
     return bool(await context.store.query(query))
 
 
-async def _add(context: Context) -> bool:
+async def _add(context: Context, name: str) -> bool:
     try:
-        await context.sandboxes.create(spec(context, None, None, name=f"pool-{new_id()[:12]}"))
+        await context.sandboxes.create(spec(context, None, None, name=name))
     except (NoCapacity, Unavailable, SandboxFailed) as error:
         log.warning("no warm sandbox: %s", error)
         return False

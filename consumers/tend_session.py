@@ -237,16 +237,25 @@ class Tender:
             return await self._close_unopened()
         pump = Pump(self._context, self._id, self._session, connection, TranscriptWriter(offset))
         pumping = asyncio.create_task(pump.run())
+        refilling = asyncio.create_task(self._refill())
         try:
             await self._catch_up()
             ended = await pumping
         finally:
-            pumping.cancel()
-            await asyncio.gather(pumping, return_exceptions=True)
+            for task in (pumping, refilling):
+                task.cancel()
+            await asyncio.gather(pumping, refilling, return_exceptions=True)
         if ended is None:
             raise Superseded("the transcript was sealed by the sweep")
         await self._shell_ended(ended, await pump.usage())
         return DONE
+
+    async def _refill(self) -> None:
+        """Its sandbox may have come from the pool; only now, when nobody waits for the processor, is another made."""
+        try:
+            await fill(self._context)
+        except PigeonError as error:
+            log.info("the pool is filled at the next tick: %s", error)
 
     async def _committed(self) -> int:
         newest = await chunks.last(self._context, self._owner)

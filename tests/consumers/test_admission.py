@@ -16,6 +16,7 @@ from schemas.lifecycle import CommandState, SessionState
 from schemas.limits import Limits
 from schemas.ports import Sandbox, SandboxSpec
 from tests.consumers.house import House, house
+from tests.waiting import until
 
 LIMITS = Limits()
 
@@ -63,6 +64,22 @@ async def test_the_pool_gives_no_more_sandboxes_than_there_is_room_for(tmp_path:
         await pooled.until_state(waiting, SessionState.QUEUED)
         await pooled.tick()
         assert (await pooled.session(waiting)).state is SessionState.QUEUED
+
+
+async def test_the_pool_is_filled_again_as_soon_as_a_session_has_taken_from_it(tmp_path: Path, python: Path) -> None:
+    """The next user's session is as quick as this one's, without waiting for a tick."""
+    async with house(tmp_path / "state", python, pool_size=1) as pooled:
+        await pooled.hire()
+
+        async def warm() -> list[Sandbox]:
+            return [each for each in await pooled.context.sandboxes.list() if each.session is None]
+
+        (first,) = await until(warm, "a sandbox is warm")
+        await pooled.context.sandboxes.running(first.name, first.uid)
+        session = await pooled.ready()
+        assert (await pooled.session(session)).pod_uid == first.uid
+        (second,) = await until(warm, "another sandbox is warm")
+        assert second.uid != first.uid
 
 
 async def test_a_round_that_was_asked_for_is_run_though_the_one_under_way_is_cut_off() -> None:
