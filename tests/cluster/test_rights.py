@@ -153,7 +153,7 @@ def test_the_worker_cannot_make_a_pod_that_is_not_restricted(
     inner[last] = value
     if last == "volumes":
         wanted["spec"]["containers"][0]["volumeMounts"] = [{"name": "host", "mountPath": "/host"}]
-    with pytest.raises(KubectlFailed, match='violates PodSecurity "restricted|disallowed by cluster policy'):
+    with pytest.raises(KubectlFailed, match=r'violates PodSecurity "restricted|disallowed by cluster policy'):
         worker.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(wanted))
 
 
