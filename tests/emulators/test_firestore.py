@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import httpx
 import pytest
 
+from infra.adapters.firebase_token import unsigned
 from infra.adapters.firestore import LISTENED, FirestoreStore, firestore_store
 from infra.adapters.firestore_calls import Calls, ListenRequest, ListenResponse
 from infra.adapters.firestore_listen import View
 from infra.adapters.firestore_queries import query_target
 from infra.adapters.firestore_values import HIDDEN, Database
 from infra.clock import ServiceClock, SystemClock
+from infra.emulators import FIRESTORE
 from schemas.documents import INDEXES
 from schemas.errors import NotFound, StoreUnavailable, TooLarge
 from schemas.limits import MIB
 from schemas.ports import Query, Transaction, Where
 from tests.contracts.waiting import listening, soon
+from tests.emulators.machinery import machine
+from tests.emulators.users import Caller, id_token, load_rules
 
 OWNER = (("authorization", "Bearer owner"),)
 
@@ -194,6 +199,39 @@ class TestTheEmulator:
             answer = await client.post(url, json=query)
         assert answer.status_code == 400
         assert "descending key scans" in answer.text
+
+    async def test_misses_a_version_where_there_is_no_document(self, firestore_host: str, project: str) -> None:
+        """The cloud says NOT_FOUND; hence one more read in the adapter."""
+        async with rest(firestore_host, project, dict(OWNER)) as client:
+            name = f"projects/{project}/databases/(default)/documents/sessions/none"
+            version = {"updateTime": "2026-01-01T00:00:00Z"}
+            writes = [{"update": {"name": name, "fields": {}}, "currentDocument": version}]
+            answer = await client.post("/documents:commit", json={"writes": writes})
+        assert answer.json()["error"]["status"] == "FAILED_PRECONDITION"
+
+    async def test_believes_every_token(self, store: FirestoreStore, firestore_host: str, project: str) -> None:
+        """No signature, another's audience, and a year late; Firebase would take none of it."""
+        await store.create("sessions/s1", {"userId": "alice"})
+        token = unsigned({"aud": "another", "iss": "nobody", "sub": "alice", "user_id": "alice", "iat": 1, "exp": 2})
+        async with httpx.AsyncClient(base_url=f"http://{firestore_host}", trust_env=False, timeout=30) as client:
+            await load_rules(client, project)
+            assert await Caller(client, project, token).get("sessions/s1")
+            assert not await Caller(client, project, None).get("sessions/s1")
+
+    @pytest.mark.slow
+    async def test_starts_with_broken_rules(self, tmp_path: Path, project: str) -> None:
+        """And then refuses users with 400; the cloud refuses the rules."""
+        broken = tmp_path / "broken.rules"
+        broken.write_text("service cloud.firestore { match /nonsense")
+        user = {"authorization": f"Bearer {id_token(project, 'alice')}"}
+        async with machine(FIRESTORE, broken) as own, rest(own.host, project, user) as client:
+            assert (await client.get("/documents/sessions/s1")).status_code == 400
+
+
+def rest(host: str, project: str, headers: dict[str, str]) -> httpx.AsyncClient:
+    """The database's REST door."""
+    url = f"http://{host}/v1/projects/{project}/databases/(default)"
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=30, headers=headers)
 
 
 async def _sent(call: grpc.aio.StreamStreamCall, last: str) -> int:
