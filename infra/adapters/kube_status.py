@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,7 +25,11 @@ HOPELESS = {
     "ContainerCannotRun": "its container could not be started",
 }
 PULLING = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"})
-NEVER_PULLED = ("not found", "manifest unknown", "denied", "unauthorized", "403", "404", "no match for platform")
+NEVER_PULLED = (
+    *("not found", "manifest unknown", "access denied", "is denied", "unauthorized", "no match for platform"),
+    *("403 forbidden", "404 not found"),  # the bare numbers are in many a digest
+)
+BUSY = ("deadline exceeded", "reserve container name", "timeout", "timed out")  # a node under load, which tries again
 
 # why the cluster itself ended a pod, by the reason of its condition DisruptionTarget
 DISRUPTIONS = {
@@ -168,9 +172,9 @@ def _exited(terminated: Mapping[str, Any], *, leaving: bool) -> Verdict:
 def _starting(status: Mapping[str, Any], waiting: Mapping[str, Any]) -> Verdict:
     reason, said = str(waiting.get("reason") or ""), _short(waiting.get("message"))
     if reason in HOPELESS:
-        return Verdict(Phase.STARTING, _with(HOPELESS[reason], said), hopeless=True)
+        return Verdict(Phase.STARTING, _with(HOPELESS[reason], said), hopeless=not _says(said, BUSY))
     if reason in PULLING:
-        never = any(words in said.lower() for words in NEVER_PULLED)
+        never = _says(said, NEVER_PULLED) and not _says(said, BUSY)
         return Verdict(Phase.STARTING, _with("its image cannot be pulled", said), hopeless=never)
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False" and _reason(scheduled) == "Unschedulable":
@@ -179,6 +183,10 @@ def _starting(status: Mapping[str, Any], waiting: Mapping[str, Any]) -> Verdict:
     if scheduled.get("status") == "True":
         return Verdict(Phase.STARTING, "its node is preparing it")
     return Verdict(Phase.STARTING, "it waits for a node")
+
+
+def _says(said: str, any_of: Sequence[str]) -> bool:
+    return any(words in said.lower() for words in any_of)
 
 
 def _state(status: Mapping[str, Any]) -> Mapping[str, Any]:

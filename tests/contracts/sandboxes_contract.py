@@ -42,7 +42,7 @@ class Lab(Protocol):
         """Which of them exist now."""
 
 
-def spec(name: str, session: str | None = None, *, lifetime_seconds: int = 600) -> SandboxSpec:
+def spec(name: str, session: str | None = None, *, lifetime_seconds: int = 600, image: str = "") -> SandboxSpec:
     """A small sandbox."""
     return SandboxSpec(
         name=name,
@@ -52,6 +52,7 @@ def spec(name: str, session: str | None = None, *, lifetime_seconds: int = 600) 
         processes=32,
         file_bytes=16 * MIB,
         lifetime_seconds=lifetime_seconds,
+        image=image,
     )
 
 

@@ -58,6 +58,9 @@ STARTING: list[Case] = [
     ({"phase": "Pending", "conditions": [SCHEDULED]}, "preparing"),
     (waits("ContainerCreating"), "preparing"),
     (waits("ErrImagePull", "dial tcp: i/o timeout"), "image cannot be pulled: dial tcp"),
+    (waits("ErrImagePull", "x@sha256:4030404: lookup registry.example: no such host"), "image cannot be pulled"),
+    (waits("CreateContainerError", "context deadline exceeded"), "could not be created"),
+    (waits("CreateContainerError", 'failed to reserve container name "a": name "a" is reserved'), "could not be"),
 ]
 
 
