@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8080
 PROFILE ?= embedded
+SANDBOXES ?= local
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -25,8 +26,8 @@ $(VENV)/.gcp: $(VENV)/.runtime requirements-gcp.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-gcp.lock
 	@touch $@
 
-up: $(if $(filter emulators,$(PROFILE)),$(VENV)/.gcp,$(VENV)/.runtime) ## start everything on 127.0.0.1:PORT (default 8080); PROFILE=emulators
-	@PIGEON_PROFILE=$(PROFILE) exec $(BIN)/pigeon up --port $(PORT)
+up: $(if $(filter emulators kubernetes,$(PROFILE) $(SANDBOXES)),$(VENV)/.gcp,$(VENV)/.runtime) ## start everything on 127.0.0.1:PORT (default 8080); PROFILE=emulators, SANDBOXES=kubernetes
+	@PIGEON_PROFILE=$(PROFILE) PIGEON_SANDBOXES=$(SANDBOXES) exec $(BIN)/pigeon up --port $(PORT)
 
 demo: $(VENV)/.runtime ## a scripted session, streamed to this terminal
 	@exec $(BIN)/pigeon demo
@@ -38,14 +39,17 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, generated schemas
 	$(BIN)/lint-imports
 	$(BIN)/python -m schemas.generate --check
 
-test: $(VENV)/.dev ## every test, in random order, warnings as errors
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## every test but the cluster's, in random order, warnings as errors
+	$(BIN)/python -m pytest --ignore=tests/cluster
 
 test-fast: $(VENV)/.dev ## what is worth waiting for after every change: under two minutes
 	$(BIN)/python -m pytest -m "not slow" tests/schemas tests/properties tests/infra tests/local tests/contracts/test_store.py tests/producers tests/consumers tests/journeys
 
 test-emulators: $(VENV)/.dev ## contracts, journeys and rules on Google's emulators
 	$(BIN)/python -m pytest tests/emulators tests/contracts
+
+test-cluster: $(VENV)/.dev ## contract, journeys and isolation on the cluster that KUBECONFIG names, else on `make cluster`'s
+	PIGEON_TEST_KUBECONFIG="$${KUBECONFIG:-}" $(BIN)/python -m pytest tests/cluster
 
 .venv-checkov/.made: requirements-checkov.lock
 	$(PYTHON) -m venv .venv-checkov
@@ -79,4 +83,4 @@ lock: ## resolve the dependencies anew (needs uv)
 clean: ## remove the environment; sessions and their transcripts in .pigeon stay
 	rm -rf $(VENV) .venv-checkov
 
-.PHONY: help up demo check test test-fast test-emulators check-manifests cluster cluster-down bench schemas lock clean
+.PHONY: help up demo check test test-fast test-emulators test-cluster check-manifests cluster cluster-down bench schemas lock clean
