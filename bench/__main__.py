@@ -13,12 +13,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import commands, flood, floors, keystrokes, peers, pigeon, replay, starts
 from bench.emulators import Emulators, Skipped, emulators
 from bench.report import Figure, table
 from bench.terminals import Terminal, calm
 from infra.local.sandbox_python import ensure_python
+from schemas.limits import MIB
+
+if TYPE_CHECKING:
+    from bench.pods import Pods
 
 
 @dataclass
@@ -56,6 +61,19 @@ class Bench:
         variables = self.emulators.variables(project)
         folder = self.folder / "emulated"
         return project, self.held.enter_context(pigeon.stack(folder, self.python, emulators=variables, pool_size=0))
+
+    def namespace(self, name: str) -> Pods:
+        """A namespace of a real cluster. Raises Skipped where there is none; what needs its client is imported then."""
+        try:
+            from bench.pods import pods
+        except ImportError as error:
+            raise Skipped(str(error)) from error
+        return self.held.enter_context(pods(self.folder / name))
+
+    def on_pods(self, pods: Pods, **limits: int) -> pigeon.Stack:
+        """A stack whose sandboxes are pods there."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder)) / "stack"
+        return self.held.enter_context(pigeon.stack(folder, self.python, emulators=pods.variables(), **limits))
 
     @cached_property
     def terminals(self) -> Sequence[Terminal]:
@@ -152,6 +170,26 @@ def _lag(bench: Bench) -> Iterator[Figure]:
     return lag.measure(held, bench.folder / "lag", bench.python, commands=commands, last=last)
 
 
+def _pods(bench: Bench) -> Iterator[Figure]:
+    pods, pool = bench.namespace("pods"), bench.namespace("pool")
+    from bench import pod_starts
+
+    cold, warm = bench.on_pods(pods, pool_size=0), bench.on_pods(pool, pool_size=1)
+    return pod_starts.measure(pods, cold, pool, warm, count=bench.scaled(20))
+
+
+def _execs(bench: Bench) -> Iterator[Figure]:
+    pods = bench.namespace("execs")
+    from bench import pod_execs
+
+    stack = bench.on_pods(pods, pool_size=0)
+    yield from pod_execs.measure_echo(pods, stack, attaches=bench.scaled(50), keys=bench.scaled(500))
+    last, rounds = (100_000, 3) if bench.quick else (500_000, 5)
+    yield from pod_execs.measure_floods(pods, stack, "small", last=last, rounds=rounds)
+    large = bench.on_pods(pods, pool_size=0, memory_bytes=1024 * MIB)
+    yield from pod_execs.measure_floods(pods, large, "large", last=5 * last, rounds=rounds)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "echo": _echo,
     "commands": _commands,
@@ -166,6 +204,8 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "hops": _hops,
     "bill": _bill,
     "lag": _lag,
+    "pods": _pods,
+    "execs": _execs,
 }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 OURS = "pigeon"
 AGENT, PTY = "agent alone", "raw PTY"
 RAW = "bare clients"  # the same calls on Google's generated clients, with nothing of ours around them
+BARE_POD, BARE_EXEC = "bare pod", "our exec"  # a pod that sleeps; a program on our exec client, without an agent
 EMBEDDED = "embedded"  # what is measured on emulators, on the embedded profile
-FLOORS = (AGENT, PTY, RAW, EMBEDDED)  # parts of us, measured by themselves: no rivals
+FLOORS = (AGENT, PTY, RAW, EMBEDDED, BARE_POD, BARE_EXEC)  # parts of us, measured by themselves: no rivals
 
 
 @dataclass(frozen=True, slots=True)
