@@ -8,6 +8,7 @@ import ssl
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from http.client import HTTPException
 from typing import Any
 
@@ -24,13 +25,16 @@ class Api:
 
     def text(self, path: str) -> str:
         """The answer's body."""
-        request = f"https://{API_ADDRESS}:{API_PORT}{path}"
+        return "".join(self.lines(path, ANSWER_SECONDS))
+
+    def lines(self, path: str, patience: float | None = None) -> Iterator[str]:
+        """The lines of the answer as they come; `patience` bounds the seconds between them."""
+        url = f"https://{API_ADDRESS}:{API_PORT}{path}"
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS, context=self._context()) as answer:
-                body: bytes = answer.read()
+            with urllib.request.urlopen(url, timeout=patience, context=self._context()) as answer:
+                yield from (line.decode() for line in answer)
         except HTTPException as error:
             raise ConnectionError(f"no answer from the API server: {error!r}") from error
-        return body.decode()
 
     def json(self, path: str) -> Any:
         """The answer's body, parsed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Network, collapse_addresses
 from typing import Any
 
@@ -108,15 +109,19 @@ def network(layout: Layout) -> dict[str, Any]:
     }
 
 
+def disjoint(networks: Iterable[str]) -> list[str]:
+    """The same addresses in networks that do not overlap: nft refuses a set of others."""
+    return [str(network) for network in collapse_addresses(IPv4Network(network) for network in networks)]
+
+
 def firewall(attached: tuple[str, ...]) -> str:
-    """The nftables rules that stand in for a default-deny NetworkPolicy, for every pod.
+    """The nftables rules that hold for every pod, whatever NetworkPolicy says.
 
     A pod may answer whoever calls it and reach public IPv4 addresses; not the node (so no kubelet, no API server),
     no other pod, no private or link-local range (so no metadata server), and none of `attached`, the IPv4 networks
     that this machine is a member of. Frames between two ports of the bridge pass the forward chain by br_netfilter.
     """
-    networks = collapse_addresses(IPv4Network(network) for network in (*DENIED_V4, *attached))
-    denied = ", ".join(str(network) for network in networks)
+    denied = ", ".join(disjoint((*DENIED_V4, *attached)))
     return f"""table inet {CGROUP} {{
   set denied {{ type ipv4_addr; flags interval; elements = {{ {denied} }}; }}
   chain input {{

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
+ROOT = SOURCE.parents[1]
 NODE = "pigeon-node"
 BRIDGE = "pigeon0"
 POD_NETWORK = IPv4Network("10.211.0.0/22")
@@ -19,6 +20,7 @@ ETCD_PORT = 12379
 ETCD_PEER_PORT = 12380
 KUBELET_PORT = 10250
 CGROUP = "pigeon"  # every process of the cluster is in a control group below this one
+POLICY_TABLE = "pigeon-policies"  # of nftables, beside the one that is named as the control groups are
 PODS = 250  # the most on this node at once
 PROCESSES = 256  # of one pod
 

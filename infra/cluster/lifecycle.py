@@ -18,10 +18,9 @@ from pathlib import Path
 
 from infra.cluster import build, certificates, configuration, images, machine
 from infra.cluster.api import Api
-from infra.cluster.layout import SOURCE, ClusterFailed, Layout
+from infra.cluster.layout import ROOT, ClusterFailed, Layout
 from infra.cluster.parts import node_is_ready, ports
 
-ROOT = SOURCE.parents[1]
 READY_SECONDS = 600.0  # all components together, on a machine that is busy with other things
 END_SECONDS = 30.0
 LOOK_SECONDS = 0.1

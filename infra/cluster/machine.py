@@ -13,8 +13,9 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
+from infra.cluster import policies
 from infra.cluster.configuration import firewall
-from infra.cluster.layout import BRIDGE, CGROUP, NODE_ADDRESS, POD_NETWORK, ClusterFailed
+from infra.cluster.layout import BRIDGE, CGROUP, NODE_ADDRESS, POD_NETWORK, POLICY_TABLE, ClusterFailed
 
 PROGRAMS = {
     "etcd": "etcd-server",
@@ -85,7 +86,7 @@ def connect(name: str) -> None:
             "bridge",
             *(word for flag in BRIDGE_FLAGS for word in (flag, "1")),
         )
-        _run("nft", "-f", "-", text=firewall(attached_networks()))
+        _run("nft", "-f", "-", text=firewall(attached_networks()) + policies.rules([], []))
     except subprocess.CalledProcessError as error:
         raise ClusterFailed(f"cannot set up the pods' network: {error.stderr.strip()}") from error
     (Path("/proc/sys/net/ipv4/ip_forward")).write_text("1")
@@ -101,7 +102,8 @@ def _check_bridge_filter() -> None:
 
 def disconnect() -> None:
     """Take the bridge and the rules away."""
-    for command in (("nft", "delete", "table", "inet", CGROUP), ("ip", "link", "delete", BRIDGE)):
+    tables = (("nft", "delete", "table", "inet", table) for table in (CGROUP, POLICY_TABLE))
+    for command in (*tables, ("ip", "link", "delete", BRIDGE)):
         with suppress(subprocess.CalledProcessError, FileNotFoundError):
             _run(*command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from infra.cluster.layout import (
     KUBELET_PORT,
     NODE,
     NODE_ADDRESS,
+    ROOT,
     SERVICE_NETWORK,
     Layout,
 )
@@ -42,6 +44,7 @@ def parts(layout: Layout, kube: Path) -> list[Part]:
         Part("kube-apiserver", apiserver(layout, kube), lambda: api.text("/readyz") == "ok"),
         Part("kube-controller-manager", controllers(layout, kube), lambda: api.exists(DEFAULT_ACCOUNT)),
         Part("kube-scheduler", scheduler(layout, kube), lambda: True),
+        Part("network-policies", network_policies(layout), lambda: True),
         Part("kubelet", kubelet(layout, kube), lambda: node_is_ready(api)),
     ]
 
@@ -149,6 +152,11 @@ def scheduler(layout: Layout, kube: Path) -> tuple[str, ...]:
         leader_elect="false",
         secure_port=0,
     )
+
+
+def network_policies(layout: Layout) -> tuple[str, ...]:
+    """Our own, since Debian has none: infra/cluster/policies.py."""
+    return ("env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "infra.cluster.policies", str(layout.state))
 
 
 def kubelet(layout: Layout, kube: Path) -> tuple[str, ...]:

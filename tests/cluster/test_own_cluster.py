@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import ssl
+import subprocess
 import tarfile
 import tomllib
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import IO, Any
 import pytest
 from cryptography import x509
 
-from infra.cluster import build, certificates, configuration, images, lifecycle, parts
+from infra.cluster import build, certificates, configuration, images, lifecycle, parts, policies
 from infra.cluster.layout import API_ADDRESS, NODE, NODE_ADDRESS, POD_NETWORK, SOURCE, ClusterFailed, Layout
 from infra.cluster.lifecycle import Running
 from tests.waiting import until
@@ -258,6 +259,101 @@ def denied(attached: tuple[str, ...]) -> list[ipaddress.IPv4Network]:
     found = re.search(r"elements = { (.*?) }", configuration.firewall(attached))
     assert found
     return [ipaddress.IPv4Network(network) for network in found[1].split(", ")]
+
+
+class TestPolicies:
+    """infra/cluster/policies.py"""
+
+    def test_a_pod_that_is_not_known_reaches_nothing(self) -> None:
+        """Between its first process and the first look at it there is no open moment."""
+        assert ways(policies.rules([], [])) == {}
+        assert "    drop\n  }" in policies.rules([], [])
+
+    def test_a_pod_without_a_policy_is_not_restricted(self) -> None:
+        """As Kubernetes has it; an ingress policy says nothing of egress."""
+        ingress = policy({}, policyTypes=["Ingress"])
+        assert ways(policies.rules([pod("10.211.0.5")], [ingress])) == {"10.211.0.5": "accept"}
+
+    def test_policies_of_a_pod_add_up_and_those_of_others_do_not(self) -> None:
+        """Namespace and labels decide."""
+        open_web = policy({}, egress=[{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 443}]}])
+        open_dns = policy({"matchLabels": {"dns": "yes"}}, egress=[{"ports": [{"port": 53, "protocol": "UDP"}]}])
+        elsewhere = policy({}, namespace="elsewhere", egress=[{}])
+        script = policies.rules([pod("10.211.0.5"), pod("10.211.0.6", dns="yes")], [open_web, open_dns, elsewhere])
+        assert allowed(script, "10.211.0.5") == ["ip daddr 0.0.0.0/0 tcp dport 443"]
+        assert allowed(script, "10.211.0.6") == ["ip daddr 0.0.0.0/0 tcp dport 443", "ip daddr 0.0.0.0/0 udp dport 53"]
+
+    def test_deny_all_is_an_egress_policy_without_a_rule(self) -> None:
+        """What the sandboxes' namespace starts from."""
+        script = policies.rules([pod("10.211.0.5")], [policy({}, policyTypes=["Ingress", "Egress"])])
+        assert allowed(script, "10.211.0.5") == []
+
+    def test_exceptions_that_overlap_are_merged_and_ranges_of_ports_kept(self) -> None:
+        """nft refuses the first."""
+        block = {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8", "10.1.0.0/16"]}
+        rule = {"to": [{"ipBlock": block}], "ports": [{"port": 80, "endPort": 90}]}
+        script = policies.rules([pod("10.211.0.5")], [policy({}, egress=[rule])])
+        assert allowed(script, "10.211.0.5") == ["ip daddr 0.0.0.0/0 ip daddr != { 10.0.0.0/8 } tcp dport 80-90"]
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            {"to": [{"podSelector": {}}]},
+            {"to": [{"ipBlock": {"cidr": "::/0"}}]},
+            {"ports": [{"port": "web"}]},
+        ],
+    )
+    def test_what_cannot_be_reached_here_is_not_opened_by_mistake(self, rule: dict[str, Any]) -> None:
+        """A rule that matches nothing must not become one that matches everything."""
+        assert allowed(policies.rules([pod("10.211.0.5")], [policy({}, egress=[rule])]), "10.211.0.5") == []
+
+    @pytest.mark.parametrize(
+        ("operator", "values", "matches"),
+        [
+            ("In", ["a"], True),
+            ("In", ["b"], False),
+            ("NotIn", ["a"], False),
+            ("Exists", [], True),
+            ("DoesNotExist", [], False),
+        ],
+    )
+    def test_selectors_match_as_kubernetes_does(self, operator: str, values: list[str], matches: bool) -> None:
+        """All four operators."""
+        selector = {"matchExpressions": [{"key": "k", "operator": operator, "values": values}]}
+        assert policies.selects(selector, {"k": "a"}) is matches
+
+    @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("nft") is None, reason="nft checks for root only")
+    def test_nft_understands_the_rules(self) -> None:
+        """It checks and changes nothing."""
+        rule = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}}], "ports": [{"port": 443}]}
+        scripts = (
+            configuration.firewall(("203.0.113.0/24",)),
+            policies.rules([pod("10.211.0.5")], [policy({}, egress=[rule])]),
+        )
+        for script in scripts:
+            unused = script.replace("table inet pigeon", "table inet pigeon-unused")
+            subprocess.run(("nft", "--check", "--file", "-"), input=unused, text=True, check=True)
+
+
+def pod(address: str, **labels: str) -> dict[str, Any]:
+    return {"metadata": {"namespace": "ours", "labels": labels}, "status": {"phase": "Running", "podIP": address}}
+
+
+def policy(selector: dict[str, Any], namespace: str = "ours", **spec: Any) -> dict[str, Any]:
+    return {"metadata": {"namespace": namespace}, "spec": {"podSelector": selector, **spec}}
+
+
+def ways(script: str) -> dict[str, str]:
+    """What becomes of the packets of each known pod."""
+    return dict(re.findall(r"(\d+\.\d+\.\d+\.\d+) : ([a-z0-9-]+(?: [a-z0-9-]+)?)", script))
+
+
+def allowed(script: str, address: str) -> list[str]:
+    """The matches that a restricted pod's packets are accepted by."""
+    name = ways(script)[address].removeprefix("jump ")
+    body = script.partition(f"chain {name} {{\n")[2].partition("  }\n")[0].splitlines()
+    assert body[-1].strip() == "drop"
+    return [line.strip().removesuffix(" accept") for line in body[:-1]]
 
 
 class TestImages:
