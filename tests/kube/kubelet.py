@@ -60,9 +60,13 @@ class PodWorker:
         if self.sandbox is not None:
             await asyncio.to_thread(self._kubelet.signal, self.sandbox, send)
 
-    async def fail(self, change: Callable[[Object], None]) -> None:
-        """Give the pod up with this status, as an eviction does: it stays in the API, nothing of it runs."""
+    async def fail(self, change: Callable[[Object], None], grace: float = 0.0) -> None:
+        """Give the pod up with this status, as an eviction does: it stays in the API, nothing of it runs.
+
+        Its agent is asked to end, and given the grace, in seconds, to do so.
+        """
         await self._stop_life()
+        await self._ask(grace)
         await self._remove_sandbox()
         self.write(change)
 
@@ -126,20 +130,24 @@ class PodWorker:
         await self._remove_sandbox()
 
     async def _terminate(self, grace: float) -> None:
-        if grace > 0 and not self.closed.is_set() and not self._life.done():
-            await self.kill(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await asyncio.shield(self._stopped())
+        await self._ask(grace)
         await self._stop_life()
         await self._remove_sandbox()
         if not self.node_gone:
             self.write(_stopped)
             self._kubelet.removed(self._key, self.uid)
 
-    async def _stopped(self) -> None:
-        if self.sandbox is not None:
-            await self.closed.wait()
+    async def _ask(self, grace: float) -> None:
+        """SIGTERM, and what it takes to end, at most the grace."""
+        if grace <= 0 or self.sandbox is None or self.closed.is_set():
+            return
+        await self.kill(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                if self._life.done():
+                    await self._kubelet.sandboxes.gone(self.sandbox.name, self.sandbox.uid)
+                else:
+                    await asyncio.wait([self._life])
 
     async def _stop_life(self) -> None:
         self._life.cancel()
@@ -232,16 +240,24 @@ class Kubelet:
         await self.find(name).fail(lambda pod: statuses.failed(pod, "Evicted", message))
 
     async def shut_down_node(self, name: str) -> None:
-        """The pod's node is taken away with notice (a spot machine)."""
+        """The pod's node is taken away with notice (a spot machine): ended in its grace, and told then only."""
         message = "Pod was terminated in response to imminent node shutdown."
         worker = self.find(name)
-        worker.write(statuses.disrupted, "TerminationByKubelet", message)
-        await worker.fail(lambda pod: statuses.failed(pod, "Terminated", message))
+
+        def shut_down(pod: Object) -> None:
+            statuses.disrupted(pod, "TerminationByKubelet", message)
+            statuses.failed(pod, "Terminated", message)
+
+        await worker.fail(shut_down, worker.pod["spec"]["terminationGracePeriodSeconds"])
 
     def preempt(self, name: str) -> None:
         """The scheduler deletes the pod to make room for a more important one."""
         message = "default-scheduler: preempting to accommodate a higher priority pod"
         self._disrupt(name, "PreemptionByScheduler", message)
+
+    def drain(self, name: str) -> None:
+        """Somebody drains the pod's node, through the eviction API."""
+        self._disrupt(name, "EvictionByEvictionAPI", "Eviction API: evicting")
 
     async def lose_node(self, name: str) -> None:
         """The pod's node vanishes: no more word of it, then the controllers clear it away."""

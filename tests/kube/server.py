@@ -30,6 +30,7 @@ from tests.kube.rights import ACCOUNT, ADMIN, WORKER, Account, authorize
 from tests.kube.streams import TAP, Tap
 
 NAMESPACE = "pigeon-sandboxes"  # made beforehand, besides "default"
+MAX_LINE_BYTES = 1024 * 1024  # of a request, as Go takes it
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -52,7 +53,7 @@ class ApiServer:
     @asynccontextmanager
     async def serving(self, *, tls: bool = True) -> AsyncIterator[ApiServer]:
         """Serve on a free port; on the way out everything is ended and removed."""
-        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=0.1)
+        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=0.1, max_line_size=MAX_LINE_BYTES)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate().context if tls else None)
         try:
