@@ -26,6 +26,7 @@ from schemas.errors import (
     SandboxFailed,
     SandboxGone,
     Superseded,
+    Unavailable,
 )
 from schemas.events import SessionOpened, SessionStarted, Usage
 from schemas.lifecycle import CommandState, SessionState
@@ -310,7 +311,7 @@ class Tender:
 
     async def _shell_ended(self, mark: dict[str, Any], usage: Usage) -> None:
         """Every byte and mark is durable: write the final offset first, so that a crash from here on loses nothing."""
-        words = _words(mark)
+        words = await self._why_ended(mark)
 
         def decide(session: Session) -> dict[str, Any]:
             fields: dict[str, Any] = {"final_offset": mark["offset"], "usage": usage}
@@ -322,6 +323,18 @@ class Tender:
         closing = await change(self._context, self._id, decide)
         if closing is not None:
             await self._end(SessionState.CLOSED, closing.reason, mark["offset"])
+
+    async def _why_ended(self, mark: dict[str, Any]) -> str:
+        """Whoever takes a sandbox away gives it time to hang up its shell: the cause is theirs then, not the signal."""
+        if mark.get("signal"):
+            try:
+                sandbox = await self._context.sandboxes.get(self._session.pod_name)
+            except Unavailable as error:
+                log.info("session %s: why its shell was killed is not known: %s", self._id, error)
+                return _words(mark)
+            if sandbox is not None and sandbox.uid == self._session.pod_uid and sandbox.reason:
+                return sentence(SandboxGone(sandbox.reason))
+        return _words(mark)
 
     async def _gone(self, why: str) -> None:
         """The sandbox is gone: a session that was closing and had said its last byte is closed, any other is lost."""
