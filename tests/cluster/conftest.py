@@ -6,12 +6,12 @@ KUBECONFIG itself is not read: `make test` must not touch whatever cluster a she
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import pytest_asyncio
 
 from infra.adapters.kube_settings import KubeSettings
 from infra.cluster import lifecycle
@@ -19,18 +19,10 @@ from infra.cluster.__main__ import STATE
 from infra.cluster.layout import Layout, cache_folder
 from tests.cluster.cluster import IMAGE, Cluster, namespace
 from tests.cluster.deployment import Deployment, deployed
-from tests.journeys.conftest import MakeStack, make_stack
+from tests.cluster.stacks import guest, whole_stack
 from tests.journeys.stack import Stack, User
 
-__all__ = ["make_stack"]
-
 NAMED = "PIGEON_TEST_KUBECONFIG"
-
-
-@pytest.fixture(scope="session")
-def python() -> Path:
-    """Pods bring their own: the stacks of these tests make none for sandboxes of this machine."""
-    return Path(sys.executable)
 
 
 @pytest.fixture(scope="session")
@@ -79,19 +71,23 @@ def deployment(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield found
 
 
-@pytest.fixture
-async def stack(make_stack: MakeStack, deployment: Deployment) -> AsyncIterator[Stack]:
-    """A whole stack with the rights of the deployed worker. It leaves no pod behind, or the test has failed."""
-    whole = make_stack(**deployment.environment)
-    await whole.start()
-    yield whole
-    await whole.stop()
-    left = deployment.leftovers()
-    assert left == [], whole.log()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A whole stack with the rights of the deployed worker, for tests that leave it as they found it."""
+    async with whole_stack(deployment, tmp_path_factory.mktemp("stack")) as found:
+        await found.start()
+        yield found
 
 
 @pytest.fixture
-async def alice(stack: Stack) -> AsyncIterator[User]:
-    """A signed-in user."""
-    async with stack.user("alice") as user:
+async def alice(stack: Stack, deployment: Deployment) -> AsyncIterator[User]:
+    """A signed-in user, whose sessions are closed at the end and leave no pod behind."""
+    async with guest(stack, deployment, "alice") as user:
+        yield user
+
+
+@pytest.fixture
+async def bob(stack: Stack, deployment: Deployment) -> AsyncIterator[User]:
+    """Another one."""
+    async with guest(stack, deployment, "bob") as user:
         yield user

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from infra.adapters.kube_pod import SESSION_LABEL
 from infra.kubernetes.builds import FOLDER, kustomize
 from tests.cluster.cluster import Cluster, Object
 
@@ -36,9 +37,13 @@ class Deployment:
         found: list[Object] = json.loads(self.sandboxes.kubectl("get", "pods", "-o", "json"))["items"]
         return found
 
+    def sessions(self) -> list[str]:
+        """The sessions that have a pod."""
+        return [session for each in self.pods() if (session := each["metadata"]["labels"].get(SESSION_LABEL))]
+
     def pod(self, session: str) -> Object:
         """The one pod of a session."""
-        (found,) = [each for each in self.pods() if each["metadata"]["labels"].get("pigeon/session") == session]
+        (found,) = [each for each in self.pods() if each["metadata"]["labels"].get(SESSION_LABEL) == session]
         return found
 
     def account(self, name: str) -> str:
