@@ -34,6 +34,7 @@ from schemas.ports import Phase
 from schemas.transcript import TranscriptWriter
 
 RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS = 0.05, 2.0
+AGENT_ENDED = "its agent ended"  # with nothing left to do: how a runtime tells of a sandbox whose shell has ended
 SAY_STARTED_AGAIN = timedelta(minutes=5)  # after a step to ready; a dead worker's session is taken over long before
 
 log = logging.getLogger(__name__)
@@ -332,8 +333,9 @@ class Tender:
             except Unavailable as error:
                 log.info("session %s: why its shell was killed is not known: %s", self._id, error)
                 return _words(mark)
-            if sandbox is not None and sandbox.uid == self._session.pod_uid and sandbox.reason:
-                return sentence(SandboxGone(sandbox.reason))
+            told = sandbox.reason if sandbox is not None and sandbox.uid == self._session.pod_uid else ""
+            if told and not told.startswith(AGENT_ENDED):
+                return sentence(SandboxGone(told))
         return _words(mark)
 
     async def _gone(self, why: str) -> None:

@@ -165,6 +165,14 @@ async def test_a_sandbox_taken_away_with_notice_ends_its_session_in_good_order(
     assert (await alice.ended(session, command))["state"] == "killed"
 
 
+async def test_a_shell_that_its_user_kills_says_so(alice: User) -> None:
+    """What nobody else did is not told as if somebody had."""
+    session = await alice.ready()
+    await alice.execute(session, "kill -9 $$")
+    await alice.transcript(session)
+    assert (await alice.status(session))["reason"] == "The session is closed. The shell was killed by signal 9."
+
+
 @pytest.mark.slow
 async def test_a_full_quota_is_a_queue(cluster: Cluster, alice: User) -> None:
     """The second session waits with its position, and starts by itself when there is room."""
