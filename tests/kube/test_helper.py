@@ -87,3 +87,10 @@ def test_it_is_short_enough_for_an_address() -> None:
     """It travels in the query of a request; proxies take 16 KiB of that."""
     assert len(quote("&".join(helper()))) < 8 * KIB
     compile(source(), "helper", "exec", dont_inherit=True)
+
+
+def test_it_imports_little() -> None:
+    """What it loads before it connects is processor time of the pod, at every connection."""
+    program = source().partition("KIB, PATIENCE")[0] + "print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, check=True, text=True)
+    assert not {"socket", "contextlib", "collections", "json"} & set(loaded.stdout.split())
