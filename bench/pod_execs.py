@@ -22,7 +22,7 @@ from bench.flood import expected, flood
 from bench.floors import KEY
 from bench.pigeon import ROOM, Session, Stack
 from bench.pods import Pods, node_processes
-from bench.processes import cpu_seconds, family
+from bench.processes import cpu_seconds, pod_cpu_seconds
 from bench.report import BARE_EXEC, OURS, PTY, Figure, latencies, median
 from bench.terminals import calm, until
 from consumers.agent.client import AgentControl, attach, connect, open_shell
@@ -36,7 +36,7 @@ KUBECTL = "kubectl exec -i"
 WHOLE, REQUEST = "whole way", "request"
 LINE = 50  # keys before the line is emptied: a shell redraws a long one slower
 PAUSES = (0.05, 0.11)  # seconds between two keys: 150 words a minute
-READ_BYTES = 256 * KIB
+READ_BYTES = ACK_BYTES = 256 * KIB
 SOCKET = "@pigeon-bench"
 ON_A_PTY = """
 import os, pty
@@ -51,7 +51,7 @@ except OSError:
     pass
 """
 
-Work = Callable[[], Awaitable[Any]]
+Work = Callable[[], Awaitable[float]]  # returns when it was done, by time.perf_counter()
 Seconds = dict[str, list[float]]
 
 
@@ -63,8 +63,7 @@ async def timed(subjects: Mapping[str, Work], count: int, pauses: tuple[float, f
         for name, work in subjects.items():
             await asyncio.sleep(chance.uniform(*pauses) / len(subjects))
             began = time.perf_counter()
-            await work()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(await work() - began)
     return seconds
 
 
@@ -75,29 +74,35 @@ class Attached:
         self._stream = stream
         self._control = control
         self._numbers = itertools.count(1)
+        self._acked = 0
 
     async def output(self) -> bytes:
-        """The next output, acknowledged as a worker does; b"" once a command has finished."""
+        """The next output; b"" once a command has finished. A worker too acknowledges a chunk, not every frame."""
         while True:
             kind, argument, payload = await self._stream.receive()
             if kind in (wire.OUT, wire.ECHO):
-                await self._stream.send(wire.ACK, argument + len(payload))
+                if argument + len(payload) - self._acked >= ACK_BYTES:
+                    self._acked = argument + len(payload)
+                    await self._stream.send(wire.ACK, self._acked)
                 return bytes(payload)
             if kind == wire.MARK:
                 await self._stream.send(wire.ACKMARK, argument)
                 if json.loads(payload)["kind"] == "finished":
                     return b""
 
-    async def echo(self) -> None:
-        """Type a key and see it."""
+    async def echo(self) -> float:
+        """Type a key and see it; the answer to the request is no part of it."""
         typing = asyncio.create_task(self._control.input(str(time.time_ns()), b"z"))
         while b"z" not in await self.output():
             pass
+        seen = time.perf_counter()
         await typing
+        return seen
 
-    async def request(self) -> None:
+    async def request(self) -> float:
         """Ask and be answered."""
         await self._control.request("status")
+        return time.perf_counter()
 
     async def clear(self) -> None:
         """Empty the line and await its echo."""
@@ -155,10 +160,11 @@ class Kubectl:
         command = pods.kubectl("exec", "-i", pod, "--", *program)
         return cls(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE))
 
-    async def echo(self) -> None:
+    async def echo(self) -> float:
         """Write a byte and read it."""
         self._in.write(b"z")
         assert await self._out.readexactly(1) == b"z"
+        return time.perf_counter()
 
     async def output(self) -> bytes:
         """All that it prints."""
@@ -174,9 +180,10 @@ class Kubectl:
         await self._process.wait()
 
 
-async def _bare_echo(stream: ExecStream) -> None:
+async def _bare_echo(stream: ExecStream) -> float:
     await stream.write(b"z")
     assert await stream.read(READ_BYTES) == b"z"
+    return time.perf_counter()
 
 
 async def _bare_output(pods: Pods, pod: str, *program: str) -> bytes:
@@ -215,8 +222,8 @@ async def _measure_echo(pods: Pods, session: Session, attaches: int, keys: int) 
         held.push_async_callback(bare.close)
         execs: dict[str, Work] = {
             OURS: lambda: _hello(pods, pod),
-            KUBECTL: lambda: _kubectl_output(pods, pod, "true"),
-            BARE_EXEC: lambda: _bare_output(pods, pod, "true"),
+            KUBECTL: lambda: _done(_kubectl_output(pods, pod, "true")),
+            BARE_EXEC: lambda: _done(_bare_output(pods, pod, "true")),
         }
         echoes: dict[str, Work] = {
             WHOLE: lambda: asyncio.to_thread(_whole_echo, session),
@@ -241,25 +248,35 @@ async def _measure_echo(pods: Pods, session: Session, attaches: int, keys: int) 
     ]
 
 
-async def _hello(pods: Pods, pod: str) -> None:
-    await (await connect(await pods.api.execute(pod, [*helper()[:-1], SOCKET]))).close()
+async def _hello(pods: Pods, pod: str) -> float:
+    connection = await connect(await pods.api.execute(pod, [*helper()[:-1], SOCKET]))
+    greeted = time.perf_counter()
+    await connection.close()
+    return greeted
+
+
+async def _done(work: Awaitable[Any]) -> float:
+    await work
+    return time.perf_counter()
 
 
 async def _kubectl_output(pods: Pods, pod: str, *program: str) -> bytes:
     return await (await Kubectl.start(pods, pod, *program)).output()
 
 
-def _whole_echo(session: Session) -> None:
+def _whole_echo(session: Session) -> float:
     session.type(b"z")
     until(session, b"z")
+    seen = time.perf_counter()
     session.settle()
+    return seen
 
 
 def measure_floods(pods: Pods, stack: Stack, size: str, *, last: int, rounds: int) -> Iterator[Figure]:
     """`seq` by each way, compared byte for byte, and whose CPU it takes."""
     with _session(stack) as session:
         sandbox = pods.run(pods.of(session.id))
-        costs = Costs({"this process": [os.getpid()], "the stack": [stack.pid], "pod": processes(sandbox.uid)})
+        costs = Costs({"this process": [os.getpid()], "the stack": [stack.pid]}, processes(sandbox.uid)[:1])
         speeds = pods.run(_measure_floods(pods, session, sandbox.name, costs, last, rounds))
     rivals = {name: median(speeds[name]) for name in (KUBECTL, BARE_EXEC, PTY)}
     for title, name in (("agent over exec", OURS), ("whole way", WHOLE)):
@@ -277,7 +294,7 @@ async def _measure_floods(
         await held.enter_async_context(second_agent(pods, pod))
         agent = await held.enter_async_context(attached(pods, pod))
         seq = ("seq", "1", str(last))
-        ways: dict[str, tuple[bytes, Work]] = {
+        ways: dict[str, tuple[bytes, Callable[[], Awaitable[bytes]]]] = {
             WHOLE: (wanted, lambda: asyncio.to_thread(lambda: flood(session, last)[2])),
             OURS: (wanted, lambda: agent.run(" ".join(seq))),
             KUBECTL: (plain, lambda: _kubectl_output(pods, pod, *seq)),
@@ -298,8 +315,9 @@ async def _measure_floods(
 class Costs:
     """What each way of a flood costs whom, in seconds of CPU for a megabyte. Empty for a node that is elsewhere."""
 
-    def __init__(self, ours: Mapping[str, list[int]]) -> None:
+    def __init__(self, ours: Mapping[str, list[int]], pod: list[int]) -> None:
         self._families = {**node_processes(), **ours}
+        self._pod = pod  # one of its processes
         self._spent: dict[str, dict[str, list[float]]] = {}
 
     @contextmanager
@@ -312,7 +330,8 @@ class Costs:
             spent.append((seconds - before[who]) / megabytes)
 
     def _now(self) -> dict[str, float]:
-        return {who: cpu_seconds(family(pids) if who == "pod" else pids) for who, pids in self._families.items()}
+        spent = {who: cpu_seconds(pids) for who, pids in self._families.items()}
+        return spent | ({"the pod": pod_cpu_seconds(self._pod[0])} if self._pod else {})
 
     def figures(self, ways: Mapping[str, str]) -> Iterator[Figure]:
         """Milliseconds for a megabyte, a line for each who."""
