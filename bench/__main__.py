@@ -190,6 +190,13 @@ def _execs(bench: Bench) -> Iterator[Figure]:
     yield from pod_execs.measure_floods(pods, large, "large", last=5 * last, rounds=rounds)
 
 
+def _crowd(bench: Bench) -> Iterator[Figure]:
+    pods = bench.namespace("crowd")
+    from bench import pod_crowd
+
+    return pod_crowd.measure(pods, sessions=20 if bench.quick else 200, seconds=20.0 if bench.quick else 60.0)
+
+
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "echo": _echo,
     "commands": _commands,
@@ -206,6 +213,7 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "lag": _lag,
     "pods": _pods,
     "execs": _execs,
+    "crowd": _crowd,
 }
 
 

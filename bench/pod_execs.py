@@ -22,7 +22,7 @@ from bench.flood import expected, flood
 from bench.floors import KEY
 from bench.pigeon import ROOM, Session, Stack
 from bench.pods import Pods, node_processes
-from bench.processes import cpu_seconds, pod_cpu_seconds
+from bench.processes import Meter, pod_cpu_seconds
 from bench.report import BARE_EXEC, OURS, PTY, Figure, latencies, median
 from bench.terminals import calm, until
 from consumers.agent.client import AgentControl, attach, connect, open_shell
@@ -276,7 +276,7 @@ def measure_floods(pods: Pods, stack: Stack, size: str, *, last: int, rounds: in
     """`seq` by each way, compared byte for byte, and whose CPU it takes."""
     with _session(stack) as session:
         sandbox = pods.run(pods.of(session.id))
-        costs = Costs({"this process": [os.getpid()], "the stack": [stack.pid]}, processes(sandbox.uid)[:1])
+        costs = Costs({"this process": [os.getpid()], "the stack": [stack.pid]}, processes(sandbox.uid))
         speeds = pods.run(_measure_floods(pods, session, sandbox.name, costs, last, rounds))
     rivals = {name: median(speeds[name]) for name in (KUBECTL, BARE_EXEC, PTY)}
     for title, name in (("agent over exec", OURS), ("whole way", WHOLE)):
@@ -316,22 +316,18 @@ class Costs:
     """What each way of a flood costs whom, in seconds of CPU for a megabyte. Empty for a node that is elsewhere."""
 
     def __init__(self, ours: Mapping[str, list[int]], pod: list[int]) -> None:
-        self._families = {**node_processes(), **ours}
-        self._pod = pod  # one of its processes
+        self._groups = {**node_processes(), **ours}
+        self._pod = pod[:1]  # one of its processes
         self._spent: dict[str, dict[str, list[float]]] = {}
 
     @contextmanager
     def of(self, way: str, megabytes: float) -> Iterator[None]:
         """What is spent while the context lasts."""
-        before = self._now()
+        meter, before = Meter(self._groups), sum(map(pod_cpu_seconds, self._pod))
         yield
-        for who, seconds in self._now().items():
-            spent = self._spent.setdefault(who, {}).setdefault(way, [])
-            spent.append((seconds - before[who]) / megabytes)
-
-    def _now(self) -> dict[str, float]:
-        spent = {who: cpu_seconds(pids) for who, pids in self._families.items()}
-        return spent | ({"the pod": pod_cpu_seconds(self._pod[0])} if self._pod else {})
+        inside = {"the pod": sum(map(pod_cpu_seconds, self._pod)) - before} if self._pod else {}
+        for who, seconds in (meter.seconds() | inside).items():
+            self._spent.setdefault(who, {}).setdefault(way, []).append(seconds / megabytes)
 
     def figures(self, ways: Mapping[str, str]) -> Iterator[Figure]:
         """Milliseconds for a megabyte, a line for each who."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from infra.local.sandbox_process import descendants
@@ -25,6 +25,20 @@ def cpu_seconds(pids: Iterable[int]) -> float:
             fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             total += sum(map(int, fields[11:15]))
     return total / TICKS
+
+
+class Meter:
+    """What groups of processes use from now on. One that ends meanwhile counts no more: it may be anybody's."""
+
+    def __init__(self, groups: Mapping[str, Iterable[int]]) -> None:
+        self._began = {who: {pid: cpu_seconds([pid]) for pid in pids} for who, pids in groups.items()}
+
+    def seconds(self) -> dict[str, float]:
+        """The CPU seconds of each group."""
+        return {
+            who: sum(max(0.0, cpu_seconds([pid]) - before) for pid, before in began.items())
+            for who, began in self._began.items()
+        }
 
 
 def pod_cpu_seconds(pid: int) -> float:
