@@ -9,12 +9,14 @@ import hashlib
 import io
 import ipaddress
 import json
+import marshal
 import os
 import re
 import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import tarfile
 import tomllib
 from pathlib import Path
@@ -387,6 +389,9 @@ class TestImages:
         ]
         top = top_layer(tmp_path / "image.tar", index)
         assert extracted(top, images.AGENT).read() == images.AGENT_SOURCE.read_bytes()
+        if sys.version_info[:2] == (3, 11):
+            compiled = marshal.loads(extracted(top, images.COMPILED).read()[16:])  # after the header of PEP 552
+            assert compiled.co_filename == f"/{images.AGENT}"
         assert extracted(top, "etc/passwd").read().startswith(b"root:")
         assert top.getmember("workspace").uid == images.USER
 
