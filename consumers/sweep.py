@@ -111,7 +111,9 @@ async def _start_again_or_fail(context: Context, current: Held) -> None:
 
 async def _fail_start(context: Context, current: Held) -> None:
     """First the step, which a tender that makes it ready at this moment wins or loses whole; then the cleaning."""
-    words = f"The sandbox was not ready within {context.limits.start_timeout}."
+    sandbox = await context.sandboxes.get(current.session.pod_name)
+    why = f": {sandbox.reason}" if sandbox is not None and sandbox.reason else ""
+    words = f"The sandbox was not ready within {context.limits.start_timeout}{why}."
     only = frozenset({SessionState.STARTING})
     if await end(context, current.id, SessionState.FAILED, words, only=only, final_offset=0):
         await finish(context, current, SessionState.FAILED, words, 0)

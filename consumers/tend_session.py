@@ -19,7 +19,6 @@ from consumers.settlement import DONE, LEAVE, Settlement
 from schemas.documents import Session, session_path
 from schemas.errors import (
     AgentRefused,
-    AgentUnreachable,
     Diverged,
     NoCapacity,
     PigeonError,
@@ -124,11 +123,16 @@ class Tender:
             started = asyncio.get_running_loop().time()
             try:
                 return await self._tend_once()
-            except (AgentUnreachable, TimeoutError) as error:
+            except NoCapacity:
+                raise
+            except (Unavailable, TimeoutError) as error:
                 log.info("session %s: %s", self._id, error)
             if asyncio.get_running_loop().time() - started > RECONNECT_MAX_SECONDS:
                 delay = RECONNECT_MIN_SECONDS
-            await self._check_sandbox()
+            try:
+                await self._check_sandbox()
+            except Unavailable as error:  # whoever knows is away, for this worker and for any other
+                log.info("session %s: nobody can say how its sandbox is: %s", self._id, error)
             await self._context.clock.sleep(delay)
             delay = min(2 * delay, RECONNECT_MAX_SECONDS)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from infra.local.sandboxes import LocalSandboxes
-from schemas.errors import NoCapacity
-from schemas.events import CloseReason, SessionClosed
+from schemas.errors import NoCapacity, Unavailable
+from schemas.events import CloseReason, SessionClosed, SessionRequested
 from schemas.lifecycle import SessionState
 from schemas.limits import Limits
-from schemas.ports import Sandbox
+from schemas.ports import ByteStream, Sandbox
 from tests.consumers.house import House, working
 from tests.waiting import until
 
@@ -28,6 +28,9 @@ class Cluster(LocalSandboxes):
         super().__init__(state / "sandboxes", limits=LIMITS, python=python)
         self.place = asyncio.Event()
         self.crowded = False
+        self.away = False
+        self.refused = 0
+        self.streams: list[ByteStream] = []
 
     async def running(self, name: str, uid: str) -> Sandbox:
         if self.crowded:
@@ -38,6 +41,19 @@ class Cluster(LocalSandboxes):
         for task in (going, placed):
             task.cancel()
         return await super().running(name, uid)
+
+    async def get(self, name: str) -> Sandbox | None:
+        if self.away:
+            raise Unavailable("the API server does not answer")
+        found = await super().get(name)
+        return found and replace(found, reason=found.reason or "its image cannot be pulled")
+
+    async def connect(self, name: str, uid: str) -> ByteStream:
+        if self.away:
+            self.refused += 1
+            raise Unavailable("the API server does not answer")
+        self.streams.append(await super().connect(name, uid))
+        return self.streams[-1]
 
 
 @pytest.fixture
@@ -98,6 +114,35 @@ async def test_a_session_that_is_closed_while_its_sandbox_waits_ends_at_once(slo
         closed = await house.until_state(session, SessionState.CLOSED)
     assert (closed.reason, closed.final_offset) == ("user", 0)
     assert await cluster.list() == []
+
+
+async def test_a_start_that_took_too_long_says_what_it_waited_for(slow: tuple[House, Cluster]) -> None:
+    """Whoever chose an image that does not exist reads so."""
+    house, _ = slow
+    session = await house.record()
+    await house.handle(SessionRequested(user_id="alice"), session)
+    house.clock.forward(LIMITS.start_timeout + timedelta(seconds=1))
+    await house.tick()
+    failed = await house.session(session)
+    assert failed.state is SessionState.FAILED
+    assert failed.reason.endswith(": its image cannot be pulled.")
+
+
+async def test_a_tender_outlives_a_cluster_that_does_not_answer(slow: tuple[House, Cluster]) -> None:
+    """The API server is away while the connection to the agent breaks: the session goes on where it was."""
+    house, cluster = slow
+    cluster.place.set()
+    async with working(house.context):
+        session = await house.ready()
+        cluster.away = True
+        for stream in list(cluster.streams):
+            await stream.close()
+        cluster.streams.clear()
+        command = await house.submit(session, "echo back")
+        await until(lambda: asyncio.sleep(0, cluster.refused > 2), "its tender has asked in vain")
+        cluster.away = False
+        assert (await house.ended(session, command)).exit_code == 0
+        assert (await house.session(session)).epoch == 1
 
 
 async def _named(house: House, session: str) -> bool:
