@@ -175,7 +175,7 @@ def _pods(bench: Bench) -> Iterator[Figure]:
     from bench import pod_starts
 
     cold, warm = bench.on_pods(pods, pool_size=0), bench.on_pods(pool, pool_size=1)
-    return pod_starts.measure(pods, cold, pool, warm, count=bench.scaled(20))
+    return pod_starts.measure(pods, cold, pool, warm, count=bench.scaled(12))
 
 
 def _execs(bench: Bench) -> Iterator[Figure]:

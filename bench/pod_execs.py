@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -25,10 +26,11 @@ from bench.pods import Pods, node_processes
 from bench.processes import Meter, pod_cpu_seconds
 from bench.report import BARE_EXEC, OURS, PTY, Figure, latencies, median
 from bench.terminals import calm, until
-from consumers.agent.client import AgentControl, attach, connect, open_shell
+from consumers.agent.client import AgentConnection, AgentControl, attach, connect, open_shell
 from infra.adapters.kube_exec import ExecStream
 from infra.adapters.kube_helper import helper
 from infra.adapters.kube_pod import AGENT, PYTHON
+from schemas.errors import AgentUnreachable
 from schemas.limits import KIB
 from tests.cluster.cluster import processes
 
@@ -70,25 +72,42 @@ async def timed(subjects: Mapping[str, Work], count: int, pauses: tuple[float, f
 class Attached:
     """An agent's stream and its control, over execs: a worker's side."""
 
-    def __init__(self, stream: Any, control: AgentControl) -> None:
+    def __init__(self, stream: AgentConnection, control: AgentControl) -> None:
         self._stream = stream
         self._control = control
         self._numbers = itertools.count(1)
         self._acked = 0
+        self._printed: asyncio.Queue[bytes] = asyncio.Queue()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        """Read on, also while nobody looks: the agent drops who does not answer. As a worker does, acknowledge a chunk
+        and not every frame. b"" says that a command has finished."""
+        try:
+            while True:
+                kind, argument, payload = await self._stream.receive()
+                if kind in (wire.OUT, wire.ECHO):
+                    self._printed.put_nowait(payload)
+                    if argument + len(payload) - self._acked >= ACK_BYTES:
+                        self._acked = argument + len(payload)
+                        await self._stream.send(wire.ACK, self._acked)
+                elif kind == wire.MARK:
+                    await self._stream.send(wire.ACKMARK, argument)
+                    if json.loads(payload)["kind"] == "finished":
+                        self._printed.put_nowait(b"")
+        except AgentUnreachable as error:
+            sys.exit(f"the attachment was lost: {error}")
 
     async def output(self) -> bytes:
-        """The next output; b"" once a command has finished. A worker too acknowledges a chunk, not every frame."""
-        while True:
-            kind, argument, payload = await self._stream.receive()
-            if kind in (wire.OUT, wire.ECHO):
-                if argument + len(payload) - self._acked >= ACK_BYTES:
-                    self._acked = argument + len(payload)
-                    await self._stream.send(wire.ACK, self._acked)
-                return bytes(payload)
-            if kind == wire.MARK:
-                await self._stream.send(wire.ACKMARK, argument)
-                if json.loads(payload)["kind"] == "finished":
-                    return b""
+        """The next output; b"" once a command has finished."""
+        return await self._printed.get()
+
+    async def close(self) -> None:
+        """Detach."""
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._control.close()
+        await self._stream.close()
 
     async def echo(self) -> float:
         """Type a key and see it; the answer to the request is no part of it."""
@@ -129,11 +148,11 @@ async def attached(pods: Pods, pod: str, socket: str = SOCKET) -> AsyncIterator[
     await attach(stream, KEY.hex(), epoch=1, offset=0)
     control = AgentControl(await connect(await pods.api.execute(pod, words)))
     await control.start(KEY.hex())
+    session = Attached(stream, control)
     try:
-        yield Attached(stream, control)
+        yield session
     finally:
-        await control.close()
-        await stream.close()
+        await session.close()
 
 
 @asynccontextmanager

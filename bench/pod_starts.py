@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from bench.floors import KEY
 from bench.pigeon import Session, Stack
 from bench.pods import Pods, spec
 from bench.report import BARE_POD, OURS, Figure, latencies, median
-from bench.terminals import PROMPTS
+from bench.terminals import PROMPTS, until
 from consumers.agent.client import AgentConnection, attach, connect, open_shell
 from infra.adapters.kube_pod import pod
 from schemas.ports import Phase, Sandbox
@@ -31,7 +32,7 @@ def measure(pods: Pods, cold: Stack, pool: Pods, warm: Stack, *, count: int) -> 
     stack's pods are: the other one's worker would claim them."""
     ours: Seconds = {phase: [] for phase in PHASES}
     bare: Seconds = {phase: [] for phase in PHASES}
-    sessions: dict[str, Seconds] = {kind: {"ready": [], "the prompt": []} for kind in ("cold", "from the pool")}
+    sessions: dict[str, defaultdict[str, list[float]]] = {kind: defaultdict(list) for kind in ("cold", "from the pool")}
     for _ in range(count):
         for figures, work in ((ours, _adapter(pods)), (bare, _bare(pods))):
             for phase, seconds in pods.run(work).items():
@@ -48,7 +49,7 @@ def measure(pods: Pods, cold: Stack, pool: Pods, warm: Stack, *, count: int) -> 
         )
     for kind, phases in sessions.items():
         for phase, each in phases.items():
-            yield from latencies(f"session on a pod, {kind}, to {phase}", {OURS: each})
+            yield from latencies(f"session on a pod, {kind}, {phase}", {OURS: each})
 
 
 class Phases:
@@ -160,10 +161,14 @@ def _session(stack: Stack) -> dict[str, float]:
     session = Session(stack)
     began = time.perf_counter()
     session.start()
-    reached = {"ready": time.perf_counter() - began}
+    reached = {"to ready": time.perf_counter() - began}
     output = b""
     while not any(prompt in output for prompt in PROMPTS):
         output += session.receive()
-    reached["the prompt"] = time.perf_counter() - began
+    reached["to the prompt"] = time.perf_counter() - began
+    began = time.perf_counter()
+    session.type(b"z")
+    until(session, b"z")
+    reached["its first key's echo"] = time.perf_counter() - began
     session.close()
     return reached
