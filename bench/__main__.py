@@ -175,7 +175,7 @@ def _pods(bench: Bench) -> Iterator[Figure]:
     from bench import pod_starts
 
     cold, warm = bench.on_pods(pods, pool_size=0), bench.on_pods(pool, pool_size=1)
-    return pod_starts.measure(pods, cold, pool, warm, count=bench.scaled(12))
+    return pod_starts.measure(pods, cold, pool, warm, count=bench.scaled(8))
 
 
 def _execs(bench: Bench) -> Iterator[Figure]:
@@ -183,8 +183,8 @@ def _execs(bench: Bench) -> Iterator[Figure]:
     from bench import pod_execs
 
     stack = bench.on_pods(pods, pool_size=0)
-    yield from pod_execs.measure_echo(pods, stack, attaches=bench.scaled(50), keys=bench.scaled(500))
-    last, rounds = (100_000, 3) if bench.quick else (500_000, 5)
+    yield from pod_execs.measure_echo(pods, stack, attaches=bench.scaled(30), keys=bench.scaled(300))
+    last, rounds = (100_000, 3) if bench.quick else (300_000, 4)
     yield from pod_execs.measure_floods(pods, stack, "small", last=last, rounds=rounds)
     large = bench.on_pods(pods, pool_size=0, memory_bytes=1024 * MIB)
     yield from pod_execs.measure_floods(pods, large, "large", last=5 * last, rounds=rounds)
@@ -194,7 +194,7 @@ def _crowd(bench: Bench) -> Iterator[Figure]:
     pods = bench.namespace("crowd")
     from bench import pod_crowd
 
-    return pod_crowd.measure(pods, sessions=20 if bench.quick else 200, seconds=20.0 if bench.quick else 60.0)
+    return pod_crowd.measure(pods, sessions=20 if bench.quick else 200, seconds=20.0 if bench.quick else 40.0)
 
 
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
