@@ -122,7 +122,7 @@ async def _back_to_queue(context: Context, session_id: str, why: str) -> None:
     log.info("session %s waits: %s", session_id, why)
 
     def requeue(session: Session) -> dict[str, object] | None:
-        if session.state is not SessionState.STARTING:
+        if session.state is not SessionState.STARTING or session.pod_uid:  # another starter found room
             return None
         return {"state": SessionState.QUEUED, "deadline": session.expires_at}
 
@@ -133,6 +133,7 @@ async def _obtain(context: Context, session_id: str, session: Session) -> Sandbo
     for sandbox in await context.sandboxes.find(session_id):
         if sandbox.phase is not Phase.ENDED:
             return sandbox
+        await context.sandboxes.delete(sandbox.name, sandbox.uid)  # nobody was in it, and it has the name of the next
     sandboxes = await context.sandboxes.list()
     taken = sum(each.session is not None and each.phase is not Phase.ENDED for each in sandboxes)
     if taken >= context.limits.capacity:  # warm ones count only from the claim on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from itertools import count, islice
@@ -10,7 +11,9 @@ from consumers.admission import spec, stale
 from consumers.context import Context
 from schemas.errors import NoCapacity, SandboxFailed, Unavailable
 from schemas.lifecycle import SessionState
-from schemas.ports import Phase, Query, Where
+from schemas.ports import Phase, Query, Sandbox, Where
+
+DISCARD_SECONDS = 5.0  # for the deletion of spent sandboxes before others are made beside them
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +27,26 @@ async def _fill(context: Context) -> None:
     there = await context.sandboxes.list()
     warm = [sandbox for sandbox in there if sandbox.session is None]
     spent = [sandbox for sandbox in warm if sandbox.phase is Phase.ENDED or stale(context, sandbox)]
-    for sandbox in spent:
-        await context.sandboxes.delete(sandbox.name, sandbox.uid)
+    await _discard(context, spent)
     missing = context.limits.pool_size - (len(warm) - len(spent))
     if missing > 0 and await _somebody_waits(context):
         return
     for name in islice(_free_names({sandbox.name for sandbox in there}), max(0, missing)):
         if not await _add(context, name):
             return
+
+
+async def _discard(context: Context, spent: list[Sandbox]) -> None:
+    """A node that is gone confirms no end: what is not deleted in time is asked for again at the next tick."""
+    deleting = [asyncio.create_task(context.sandboxes.delete(each.name, each.uid)) for each in spent]
+    try:
+        async with asyncio.timeout(DISCARD_SECONDS):
+            results = await asyncio.gather(*deleting, return_exceptions=True)
+    except TimeoutError:
+        log.info("warm sandboxes are still being deleted: %s", [each.name for each in spent])
+        return
+    for error in filter(None, results):
+        log.warning("a warm sandbox is deleted at the next tick: %s", error)
 
 
 def _free_names(taken: set[str]) -> Iterator[str]:

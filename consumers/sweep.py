@@ -24,19 +24,30 @@ from schemas.ports import Query, Sandbox, Where
 
 DUE_PAGE = 100  # sessions looked at in one tick, of each kind
 PARALLEL = 8  # at once
+CLEANING_SECONDS = 5.0  # after which the queue is not kept waiting: a node that is gone confirms no sandbox's end
 
 log = logging.getLogger(__name__)
 
 
 async def sweep(context: Context) -> Settlement:
     """One tick. Every part is idempotent and stands alone: what fails is done at the next tick."""
+    cleaning = asyncio.create_task(_clean(context))
+    try:
+        await asyncio.wait({cleaning}, timeout=CLEANING_SECONDS)
+        await admit(context)
+        await write_positions(context)
+        await fill(context)
+        await cleaning
+    finally:
+        cleaning.cancel()
+        await asyncio.gather(cleaning, return_exceptions=True)
+    return DONE
+
+
+async def _clean(context: Context) -> None:
     await _each(context, await _due(context, "deadline", timedelta(0)), _look_at)
     await _each(context, await _due(context, "tendedAt", context.limits.tended_stale), _replace_tender)
     await _orphans(context)
-    await admit(context)
-    await write_positions(context)
-    await fill(context)
-    return DONE
 
 
 async def _due(context: Context, field: str, ago: timedelta) -> list[Held]:

@@ -361,9 +361,18 @@ class Tender:
             await self._lost(why)
 
     async def _unopened(self, session: Session, why: str) -> None:
+        """One that was taken away before any shell was opened in it, perhaps by a tender that was giving its place
+        back and died, costs nobody anything; one that ended by itself would do so again."""
+        if session.state is SessionState.STARTING and await self._vanished():
+            await self._back_to_queue(why)
+            return
         closing = session.state is SessionState.CLOSING
         state = SessionState.CLOSED if closing else SessionState.LOST
         await self._end(state, session.reason if closing else why, 0)
+
+    async def _vanished(self) -> bool:
+        there = await self._context.sandboxes.find(self._id)
+        return all(sandbox.uid != self._session.pod_uid for sandbox in there)
 
     async def _lost(self, why: str) -> None:
         offset = await chunks.seal(self._context, self._owner, why, self._session.expire_at)

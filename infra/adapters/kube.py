@@ -46,6 +46,7 @@ CLAIM_TRIES = 5
 CONFLICT_SECONDS = 0.05  # between two tries while others write
 DELETE_GRACE_SECONDS = 1  # the shortest that still waits for the kubelet; what was worth saying has been said
 DELETE_SECONDS = 60.0  # a node that does not answer keeps its pods for longer than anybody waits
+START_LOOK_SECONDS = 10.0  # between two looks at a pod that starts, should the watch be dead without a word
 LOOK_SECONDS = 2.0  # between two looks at a pod that is being deleted, should the watch be away
 AGENT_SECONDS = 10.0  # from the container's start until its agent listens, on a busy node
 AGENT_RETRY_SECONDS = 0.05
@@ -227,15 +228,18 @@ class KubeSandboxes(Sandboxes):
                 gave_way = True  # the scheduler displaces no pod of the same value
                 await self._give_way()
             await self._watch.change(found, self._patience(found))
+            if await self._watch.look(name, uid) is found:
+                await self._fresh(name, uid)
 
-    def _patience(self, found: Pod) -> float | None:
-        """How many seconds a pod that waits for a node is waited for. Raises NoCapacity when they are over."""
+    def _patience(self, found: Pod) -> float:
+        """How many seconds to wait for news of a pod that does not run yet. Raises NoCapacity when it has waited for a
+        node for too long."""
         if found.crowded_since is None:
-            return None
+            return START_LOOK_SECONDS
         left = found.crowded_since + timedelta(seconds=self._settings.unschedulable_seconds) - datetime.now(UTC)
         if left <= timedelta(0):
             raise NoCapacity(f"sandbox {found.name} found no place: {found.reason}")
-        return left.total_seconds()
+        return min(left.total_seconds(), START_LOOK_SECONDS)
 
     async def gone(self, name: str, uid: str) -> Sandbox:
         """See the port. One that is not there any more is returned as ended, too."""

@@ -201,7 +201,10 @@ class KubeApi:
             words = f"the cluster's API server is not able to: {response.status} {status.get('message', '')}"
             raise _Busy(words, _retry_after(response))
         reason, message = str(status.get("reason") or ""), str(status.get("message") or response.reason or "")
-        raise refusal(response.status, reason, message)
+        error = refusal(response.status, reason, message)
+        if isinstance(error, SandboxFailed) and response.method in ("GET", "DELETE"):
+            raise Unavailable(str(error))  # says nothing of the sandbox, and what may look or delete changes
+        raise error
 
 
 def refusal(status: int, reason: str, message: str) -> PigeonError:
