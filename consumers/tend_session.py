@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -34,6 +36,7 @@ from schemas.transcript import TranscriptWriter
 
 RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS = 0.05, 2.0
 AGENT_ENDED = "its agent ended"  # with nothing left to do: how a runtime tells of a sandbox whose shell has ended
+CAUSE_SECONDS = 10.0  # that a hung-up shell's sandbox is waited for; a user who hangs up their own waits as long
 SAY_STARTED_AGAIN = timedelta(minutes=5)  # after a step to ready; a dead worker's session is taken over long before
 
 log = logging.getLogger(__name__)
@@ -333,14 +336,27 @@ class Tender:
         """Whoever takes a sandbox away gives it time to hang up its shell: the cause is theirs then, not the signal."""
         if mark.get("signal"):
             try:
-                sandbox = await self._context.sandboxes.get(self._session.pod_name)
+                told = await self._cause(mark["signal"])
             except Unavailable as error:
                 log.info("session %s: why its shell was killed is not known: %s", self._id, error)
                 return _words(mark)
-            told = sandbox.reason if sandbox is not None and sandbox.uid == self._session.pod_uid else ""
             if told and not told.startswith(AGENT_ENDED):
                 return sentence(SandboxGone(told))
         return _words(mark)
+
+    async def _cause(self, number: int) -> str:
+        """Why the sandbox is taken away; "" if it is not. A node that evicts one says so only once it has ended."""
+        name, uid = self._session.pod_name, self._session.pod_uid
+        sandbox = await self._context.sandboxes.get(name)
+        if sandbox is not None and sandbox.uid == uid and sandbox.reason:
+            return sandbox.reason
+        current = await load(self._context, self._id)
+        if number != signal.SIGHUP or current is None or current.session.state is not SessionState.READY:
+            return ""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CAUSE_SECONDS):
+                return (await self._context.sandboxes.gone(name, uid)).reason
+        return ""
 
     async def _gone(self, why: str) -> None:
         """The sandbox is gone: a session that was closing and had said its last byte is closed, any other is lost."""

@@ -32,6 +32,7 @@ for _ in range(20):
         held = b"x" * (40 << 20)
         time.sleep(600)
 time.sleep(600)"""  # small ones: the agent is the greediest, as it is made to seem
+HUNG_UP = (("killed", None), ("exited", 128 + signal.SIGHUP))  # with its shell, or a moment before it
 BUSY = "echo started; sleep 600"
 
 
@@ -77,7 +78,7 @@ def preempt(deployment: Deployment, name: str, _: str) -> None:
 async def test_a_pod_taken_away_with_notice_says_all_it_had_to_say(
     take: Taking, words: str, alice: User, deployment: Deployment
 ) -> None:
-    """Its user reads everything that was printed, and who ended the session; the command has no exit code."""
+    """Its user reads everything that was printed, and who ended the session; the command did not end well."""
     session = await alice.ready()
     command = await started(alice, session)
     metadata = deployment.pod(session)["metadata"]
@@ -88,7 +89,19 @@ async def test_a_pod_taken_away_with_notice_says_all_it_had_to_say(
     assert not output.gaps
     assert output.end == {"finalOffset": output.offset}
     record = await alice.ended(session, command)
-    assert (record["state"], record["exitCode"]) == ("killed", None)
+    assert (record["state"], record["exitCode"]) in HUNG_UP
+
+
+async def test_a_pod_deleted_by_force_says_so(alice: User, deployment: Deployment) -> None:
+    """It is gone from the API before its shell is hung up: the user is told of the deletion, not of a signal."""
+    session = await alice.ready()
+    command = await started(alice, session)
+    name = deployment.pod(session)["metadata"]["name"]
+    deployment.sandboxes.kubectl("delete", "pod", name, "--force", "--grace-period=0")
+    await alice.transcript(session, PATIENCE)
+    assert (await alice.status(session))["reason"].endswith("t was deleted.")
+    record = await alice.ended(session, command)
+    assert (record["state"], record["exitCode"]) in (*HUNG_UP, ("lost", None))
 
 
 async def test_an_agent_killed_from_the_node_is_a_lost_session(alice: User, deployment: Deployment) -> None:
