@@ -19,11 +19,12 @@ from infra.adapters.firestore_calls import Calls, ReadRequest
 from infra.adapters.firestore_listen import listener
 from infra.adapters.firestore_queries import query_request, query_target
 from infra.adapters.firestore_values import Database, Message, version_of
-from infra.adapters.firestore_writes import Change, Reads
+from infra.adapters.firestore_writes import Change
 from infra.clock import ServiceClock, SystemClock
 from infra.local.indexes import Indexes, check_query
 from infra.local.values import check_collection, check_id, split_path
-from schemas.errors import AlreadyExists, Conflict, NotFound, PigeonError, StoreUnavailable
+from infra.transactions import Contention, Dialect, OptimisticTransaction, Reads, Stale
+from schemas.errors import AlreadyExists, Conflict, NotFound, StoreUnavailable
 from schemas.ids import new_id
 from schemas.limits import MIB
 from schemas.ports import Fields, Query, Snapshot, Transaction
@@ -31,9 +32,8 @@ from schemas.ports import Fields, Query, Snapshot, Transaction
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-MAX_TRIES = 12  # of a transaction
 START_TRIES = 3  # of the first call, of CALL_SECONDS each
-RETRY_PAUSE = 0.02  # seconds at most before the second try, growing with each
+RETRY_PAUSE = 0.02  # seconds at most before a transaction's second try, growing with each
 MAX_PAGE_BYTES = 2 * MIB  # of one page of history; a larger document comes alone
 LISTENED = 16  # documents that a listener sees past its anchor
 REANCHOR_AFTER = LISTENED // 2  # of them delivered; the emulator sends all of them again with each new one
@@ -106,7 +106,10 @@ class FirestoreStore:
         self._calls = calls
         self._database = database
         self._indexes = indexes
-        self._contended = asyncio.Lock()
+        self._contention = Contention(RETRY_PAUSE)
+        self._dialect = Dialect(
+            partial(writes.creation, database), partial(writes.update, database), partial(writes.deletion, database)
+        )
 
     async def get(self, path: str) -> Snapshot | None:
         """See Store.get."""
@@ -150,18 +153,7 @@ class FirestoreStore:
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """See Store.transact. Optimistic: what was read is a precondition of the commit."""
-        try:
-            return await self._try(work)
-        except _Stale:
-            pass
-        async with self._contended:  # those that lost a race go one after another
-            for number in range(1, MAX_TRIES):
-                await asyncio.sleep(random.uniform(0, number * RETRY_PAUSE))  # noqa: S311
-                try:
-                    return await self._try(work)
-                except _Stale:
-                    continue
-        raise Conflict(f"other writers came first {MAX_TRIES} times")
+        return await self._contention.settle(partial(self._try, work))
 
     async def query(self, query: Query) -> list[Snapshot]:
         """See Store.query."""
@@ -251,11 +243,11 @@ class FirestoreStore:
         return [self._database.snapshot(document) for document in found]
 
     async def _try(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """One run of a transaction. Raises _Stale when it has to run again."""
-        transaction = FirestoreTransaction(self, self._database)
+        """One run of a transaction. Raises Stale when it has to run again."""
+        transaction = OptimisticTransaction(self.get, self._dialect)
         try:
             result = await work(transaction)
-        except (StoreUnavailable, _Stale):
+        except (StoreUnavailable, Stale):
             raise
         except Exception:
             await self._confirm(transaction.reads)  # what it saw may never have been there at one time
@@ -271,16 +263,16 @@ class FirestoreStore:
         try:
             await self._commit(writes.conditioned(self._database, changes, reads), repeatable=once)
         except Conflict as error:
-            raise _Stale from error
+            raise Stale from error
         except (AlreadyExists, NotFound) as error:
             if not await self._unchanged(reads):
-                raise _Stale from error
+                raise Stale from error
             raise
 
     async def _confirm(self, reads: Reads) -> None:
-        """Raises _Stale unless everything read was there at one moment."""
+        """Raises Stale unless everything read was there at one moment."""
         if len(reads) > 1 and not await self._unchanged(reads):
-            raise _Stale
+            raise Stale
 
     async def _unchanged(self, reads: Reads) -> bool:
         """Whether the documents are still as they were read, looked at in one moment."""
@@ -302,38 +294,6 @@ class FirestoreStore:
         return version_of(response.write_results[-1].update_time)
 
 
-class FirestoreTransaction:
-    """Implements schemas.ports.Transaction: remembers what was read, and what is to be written."""
-
-    def __init__(self, store: FirestoreStore, database: Database) -> None:
-        self._store = store
-        self._database = database
-        self.reads: dict[str, str | None] = {}
-        self.changes: list[Change] = []
-
-    async def get(self, path: str) -> Snapshot | None:
-        """See Transaction.get. A document read twice is the same, or the transaction runs again."""
-        if self.changes:
-            raise RuntimeError("a transaction reads before it writes")
-        snapshot = await self._store.get(path)
-        version = None if snapshot is None else snapshot.version
-        if self.reads.setdefault(path, version) != version:
-            raise _Stale
-        return snapshot
-
-    def create(self, path: str, data: Fields) -> None:
-        """See Transaction.create."""
-        self.changes.append(writes.creation(self._database, path, data))
-
-    def update(self, path: str, fields: Fields) -> None:
-        """See Transaction.update."""
-        self.changes.append(writes.update(self._database, path, fields))
-
-    def delete(self, path: str) -> None:
-        """See Transaction.delete."""
-        self.changes.append(writes.deletion(self._database, path))
-
-
 class Outage:
     """How long a listener waits before it tries again."""
 
@@ -349,7 +309,3 @@ class Outage:
         logger.warning("a listener starts again in about %.1f s: %s", self._wait, error)
         await asyncio.sleep(random.uniform(self._wait / 2, self._wait))  # noqa: S311
         self._wait = min(2 * self._wait, LONGEST_WAIT)
-
-
-class _Stale(PigeonError):
-    """What a transaction read has changed since."""

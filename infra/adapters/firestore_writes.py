@@ -6,7 +6,7 @@ transactions lock what they read, and contended ones wait for seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,11 +23,10 @@ from infra.adapters.firestore_values import (
     stamp,
 )
 from infra.local.values import split_path
+from infra.transactions import Reads
 from schemas.errors import TooLarge
 from schemas.limits import MAX_COMMIT_BYTES
 from schemas.ports import Fields
-
-Reads = Mapping[str, str | None]  # versions by path; None: there was none
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from functools import partial
@@ -15,14 +13,14 @@ from infra.local.documents import Change, collection_bell, document_bell
 from infra.local.indexes import Indexes, plan, rebuild
 from infra.local.values import check_collection, check_id, split_path
 from infra.local.writer import Write
-from schemas.errors import Conflict, PigeonError, StoreUnavailable, TooLarge
+from infra.transactions import Contention, Dialect, OptimisticTransaction, Reads, Stale
+from schemas.errors import StoreUnavailable, TooLarge
 from schemas.limits import MAX_COMMIT_BYTES
 from schemas.ports import Fields, Query, Snapshot, Transaction
 
 T = TypeVar("T")
 
-MAX_TRIES = 12  # of a transaction
-RETRY_PAUSE = 0.005  # seconds at most, between two tries
+RETRY_PAUSE = 0.001  # seconds at most before a transaction's second try, growing with each
 PRUNE_BATCH = 8  # documents removed in one operation, so that no write waits long behind it
 SHRINK_ROUNDS = 100  # operations that give space back, after one pruning
 
@@ -38,7 +36,8 @@ class LocalStore:
         self._database = database
         self._indexes = indexes
         self._indexed = False
-        self._contended = asyncio.Lock()
+        self._contention = Contention(RETRY_PAUSE)
+        self._dialect = Dialect(partial(documents.creation, indexes), documents.update, documents.deletion)
 
     async def get(self, path: str) -> Snapshot | None:
         """See Store.get."""
@@ -60,18 +59,7 @@ class LocalStore:
 
     async def transact(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """See Store.transact. Optimistic: what was read is checked again in the commit."""
-        try:
-            return await self._try(work)
-        except _Stale:
-            pass
-        async with self._contended:  # those that lost a race go one after another
-            for _ in range(MAX_TRIES - 1):
-                await asyncio.sleep(random.uniform(0, RETRY_PAUSE))  # noqa: S311
-                try:
-                    return await self._try(work)
-                except _Stale:
-                    continue
-        raise Conflict(f"other writers came first {MAX_TRIES} times")
+        return await self._contention.settle(partial(self._try, work))
 
     async def query(self, query: Query) -> list[Snapshot]:
         """See Store.query."""
@@ -131,8 +119,8 @@ class LocalStore:
         return removed
 
     async def _try(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """One run of a transaction. Raises _Stale when it has to run again."""
-        transaction = LocalTransaction(self, self._indexes)
+        """One run of a transaction. Raises Stale when it has to run again."""
+        transaction = OptimisticTransaction(self.get, self._dialect)
         try:
             result = await work(transaction)
         except StoreUnavailable:
@@ -143,7 +131,7 @@ class LocalStore:
         await self._commit(transaction.reads, transaction.changes)
         return result
 
-    async def _commit(self, reads: dict[str, str | None], changes: list[Change]) -> None:
+    async def _commit(self, reads: Reads, changes: list[Change]) -> None:
         if not changes and len(reads) < 2:
             return
         size = sum(len(change.body) for change in changes)
@@ -152,7 +140,7 @@ class LocalStore:
 
         def commit(write: Write) -> None:
             if not documents.unchanged(write, reads):
-                raise _Stale
+                raise Stale
             if changes:
                 documents.apply(write, self._indexes, changes)
 
@@ -178,39 +166,3 @@ class LocalStore:
             with translated(StoreUnavailable):
                 await self._database.write(lambda write: rebuild(self._indexes, write))
             self._indexed = True
-
-
-class LocalTransaction:
-    """Implements schemas.ports.Transaction: remembers what was read, and what is to be written."""
-
-    def __init__(self, store: LocalStore, indexes: Indexes) -> None:
-        self._store = store
-        self._indexes = indexes
-        self.reads: dict[str, str | None] = {}
-        self.changes: list[Change] = []
-
-    async def get(self, path: str) -> Snapshot | None:
-        """See Transaction.get. A document read twice is the same, or the transaction runs again."""
-        if self.changes:
-            raise RuntimeError("a transaction reads before it writes")
-        snapshot = await self._store.get(path)
-        version = None if snapshot is None else snapshot.version
-        if self.reads.setdefault(path, version) != version:
-            raise _Stale
-        return snapshot
-
-    def create(self, path: str, data: Fields) -> None:
-        """See Transaction.create."""
-        self.changes.append(documents.creation(self._indexes, path, data))
-
-    def update(self, path: str, fields: Fields) -> None:
-        """See Transaction.update."""
-        self.changes.append(documents.update(path, fields))
-
-    def delete(self, path: str) -> None:
-        """See Transaction.delete."""
-        self.changes.append(documents.deletion(path))
-
-
-class _Stale(PigeonError):
-    """What a transaction read has changed since."""

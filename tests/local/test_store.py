@@ -17,7 +17,8 @@ from infra.local.database import Database
 from infra.local.documents import MAX_PAGE_BYTES, select_page
 from infra.local.indexes import plan
 from infra.local.schema import connect, prepare
-from infra.local.store import MAX_TRIES, LocalStore
+from infra.local.store import LocalStore
+from infra.transactions import MAX_TRIES
 from schemas.documents import INDEXES
 from schemas.errors import Conflict, StoreUnavailable
 from schemas.ids import chunk_id
