@@ -66,6 +66,7 @@ async def _measure(pods: Pods, sessions: int, seconds: float) -> list[Figure]:
         idle = await _spent(asyncio.sleep(seconds))
         echoes: list[float] = []
         typing = await _spent(_type(crowd, seconds, echoes))
+        await asyncio.gather(*(session.close() for session in crowd))  # all at once; the contexts would one by one
     title = f"{sessions} sessions on a worker"
     return [
         Figure(f"{title}, until all are attached", "s", {OURS: took}),
