@@ -36,6 +36,9 @@ async def close_session(context: Context, session_id: str, reason: CloseReason) 
     closing = await change(context, session_id, lambda session: _close(context, session, reason))
     if closing is None:  # an earlier delivery may have died before it stopped the shell
         current = await load(context, session_id)
+        if current is not None and current.session.live and not current.session.pod_uid:  # back in the queue just now
+            await close_unstarted(context, session_id, reason.value)
+            return DONE
         closing = current.session if current is not None and current.session.state is SessionState.CLOSING else None
     if closing is not None:
         await (_stop_shell if closing.agent_boot_id else _delete_sandbox)(context, session_id, closing)

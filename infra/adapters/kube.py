@@ -49,7 +49,7 @@ DELETE_SECONDS = 60.0  # a node that does not answer keeps its pods for longer t
 START_LOOK_SECONDS = 10.0  # between two looks at a pod that starts, should the watch be dead without a word
 LOOK_SECONDS = 2.0  # between two looks at a pod that is being deleted, should the watch be away
 AGENT_SECONDS = 10.0  # from the container's start until its agent listens, on a busy node
-AGENT_RETRY_SECONDS = 0.05
+AGENT_RETRY_MIN_SECONDS, AGENT_RETRY_MAX_SECONDS = 0.05, 1.0
 GREETING_SECONDS = 10.0  # for the agent's first byte through an exec that was accepted
 LAST_WORDS_SECONDS = 3.0  # that a stream has to end by itself once its pod is gone
 
@@ -255,6 +255,7 @@ class KubeSandboxes(Sandboxes):
         """See the port. Waits a little for an agent that is just starting."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + AGENT_SECONDS
+        delay = AGENT_RETRY_MIN_SECONDS
         while True:
             found = await self._living(name, uid)
             if found.phase is Phase.STARTING:
@@ -268,7 +269,8 @@ class KubeSandboxes(Sandboxes):
                     raise AgentUnreachable(f"the agent of sandbox {name} does not answer: {error}") from error
             with contextlib.suppress(Unavailable):  # it may have ended, and the watch is late
                 await self._fresh(name, uid)
-            await asyncio.sleep(AGENT_RETRY_SECONDS)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, AGENT_RETRY_MAX_SECONDS)
 
     async def _dial(self, name: str, uid: str) -> ExecStream:
         """Execute the helper and wait for the agent's first byte. Raises AgentUnreachable or NotFound."""

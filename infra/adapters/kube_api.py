@@ -112,7 +112,7 @@ class KubeApi:
             "resourceVersion": version,
             "timeoutSeconds": str(WATCH_SECONDS),
         }
-        patience = aiohttp.ClientTimeout(total=None, sock_connect=TRY_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
+        patience = aiohttp.ClientTimeout(total=None, connect=TRY_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
         try:
             async with self._session.get(
                 self._pods, params=params, timeout=patience, **await self._common()

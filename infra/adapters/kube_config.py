@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from kubernetes.client.configuration import Configuration
 from kubernetes.config.incluster_config import load_incluster_config
@@ -18,6 +20,8 @@ from kubernetes.config.kube_config import load_kube_config
 
 from infra.adapters.kube_settings import KubeSettings
 from schemas.errors import Unavailable
+
+T = TypeVar("T")
 
 GOOGLE_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -63,10 +67,36 @@ class Access:
     async def _ask(self) -> dict[str, str]:
         try:
             async with asyncio.timeout(REFRESH_SECONDS):
-                token = await asyncio.to_thread(self.token)
+                token = await _in_thread(self.token)
         except Exception as error:  # plugins, files and identity services fail in their own ways
-            raise Unavailable(f"no token for the cluster: {error or 'it took too long'}") from error
+            raise Unavailable(f"no token for the cluster: {str(error) or 'it took too long'}") from error
         return {"Authorization": token} if token else {}
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What it returns or raises. A plugin may hang for ever: it must hold up neither the few threads that everything
+    else shares nor the end of the process."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if result.done():  # whoever asked has gone
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(cast(T, value))
+
+    def run() -> None:
+        try:
+            outcome: tuple[T | None, Exception | None] = (work(), None)
+        except Exception as error:
+            outcome = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, daemon=True, name="token").start()
+    return await result
 
 
 async def load(settings: KubeSettings) -> Access:

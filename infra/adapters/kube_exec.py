@@ -87,11 +87,19 @@ class ExecStream(ByteStream):
             self.exit = parse_status(bytes(payload))
 
     async def write(self, data: bytes) -> None:
-        """See the port."""
+        """See the port. A write that is cancelled half way ends the connection: what came next would be misread."""
+        sent = 0
         try:
             async with asyncio.timeout(WRITE_SECONDS):
-                for start in range(0, len(data), PIECE_BYTES):
-                    await self._websocket.send_bytes(b"\x00" + data[start : start + PIECE_BYTES])
+                while sent < len(data):
+                    piece = data[sent : sent + PIECE_BYTES]
+                    sent += len(piece)
+                    await self._websocket.send_bytes(b"\x00" + piece)
+        except asyncio.CancelledError:
+            if sent < len(data):
+                self._closed = True
+                self._abort()
+            raise
         except (aiohttp.ClientError, OSError) as error:  # a time-out is an OSError; half a message may be on its way
             await self.close()
             raise AgentUnreachable(f"the connection to the pod was lost: {error!r}") from error
@@ -111,6 +119,13 @@ class ExecStream(ByteStream):
                 if self._websocket.protocol == V5 and self.exit is None:
                     await self._websocket.send_bytes(CLOSE_STDIN)
                 await self._websocket.close()
+        self._abort()
+
+    def _abort(self) -> None:
+        """A peer that takes nothing more would keep the socket open for what is left to say, as long as it likes."""
+        transport = self._websocket._writer.transport  # aiohttp itself closes politely only
+        if transport is not None:
+            transport.abort()
 
 
 def parse_status(raw: bytes) -> Exit:

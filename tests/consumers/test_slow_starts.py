@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from consumers.close_session import close_session
 from infra.local.sandboxes import LocalSandboxes
+from infra.local.store import LocalStore
+from schemas.documents import session_path
 from schemas.errors import NoCapacity, Unavailable
 from schemas.events import CloseReason, SessionClosed, SessionRequested
 from schemas.lifecycle import SessionState
 from schemas.limits import Limits
-from schemas.ports import ByteStream, Sandbox
+from schemas.ports import ByteStream, Sandbox, Snapshot
 from tests.consumers.house import House, working
 from tests.waiting import until
 
@@ -143,6 +147,37 @@ async def test_a_tender_outlives_a_cluster_that_does_not_answer(slow: tuple[Hous
         cluster.away = False
         assert (await house.ended(session, command)).exit_code == 0
         assert (await house.session(session)).epoch == 1
+
+
+class Overtaken(LocalStore):
+    """Somebody else writes between this reader's first look and its own write."""
+
+    def __init__(self, store: LocalStore, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self.__dict__.update(store.__dict__)
+        self._meanwhile: Callable[[], Awaitable[None]] | None = meanwhile
+
+    async def get(self, path: str) -> Snapshot | None:
+        found = await super().get(path)
+        if self._meanwhile is not None:
+            meanwhile, self._meanwhile = self._meanwhile, None
+            await meanwhile()
+        return found
+
+
+async def test_a_close_that_meets_the_way_back_into_the_queue_is_not_forgotten(slow: tuple[House, Cluster]) -> None:
+    """A session that its user has closed never starts."""
+    house, _ = slow
+    session = await house.record()
+    await house.handle(SessionRequested(user_id="alice"), session)
+    store = house.context.store
+    assert isinstance(store, LocalStore)
+
+    async def back() -> None:
+        await store.update(session_path(session), {"state": "queued", "podUid": "", "podName": ""})
+
+    closing = replace(house.context, store=Overtaken(store, back))
+    await close_session(closing, session, CloseReason.USER)
+    assert (await house.session(session)).state is SessionState.CLOSED
 
 
 async def _named(house: House, session: str) -> bool:

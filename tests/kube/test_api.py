@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -21,6 +22,7 @@ from schemas.errors import (
     SandboxFailed,
     Unavailable,
 )
+from tests.contracts.waiting import soon
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 DENIED = 'pods is forbidden: User "w" cannot create resource "pods" in API group "" in the namespace "n"'
@@ -173,3 +175,25 @@ async def test_advice_is_taken_within_reason(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(Unavailable):
             await api.list()
         assert asked == 3
+
+
+async def test_a_watch_through_a_silent_proxy_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts the connection and never says whether it reaches the API server."""
+    monkeypatch.setattr(kube_api, "TRY_SECONDS", 0.3)
+    left = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        left.set()
+
+    proxy = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    access = Access("https://cluster.example", None, lambda: None, proxy=f"http://127.0.0.1:{port}")
+    async with proxy, aiohttp.ClientSession() as session:
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(10), KubeApi(access, session, "n").watch("1"):
+                pass
+        await session.close()
+        await soon(left.wait())

@@ -7,6 +7,7 @@ import base64
 import json
 import ssl
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from infra.adapters import kube_config
 from infra.adapters.kube_config import Access, NoCluster, load
 from infra.adapters.kube_settings import KubeSettings
 from schemas.errors import Unavailable
+from tests.contracts.waiting import soon
 from tests.kube.certificates import certificate
 
 PEM = certificate().pem
@@ -200,3 +202,22 @@ async def test_a_token_that_cannot_be_had_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="no identity"):
         await access.headers()
     assert await access.headers() == {"Authorization": "Bearer t"}
+
+
+async def test_a_plugin_that_hangs_costs_nobody_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks hears that no token can be had, and all else that works in threads goes on."""
+    monkeypatch.setattr(kube_config, "REFRESH_SECONDS", 0.01)
+    released = threading.Event()
+
+    def token() -> str:
+        released.wait()
+        return "Bearer late"
+
+    access = Access("http://x", None, token)
+    try:
+        for _ in range(100):
+            with pytest.raises(Unavailable, match="too long"):
+                await access.headers()
+        assert await soon(asyncio.to_thread(lambda: "done")) == "done"
+    finally:
+        released.set()

@@ -18,6 +18,7 @@ from infra.adapters.kube_exec import MAX_SAID, V4, V5, ExecStream, Exit, parse_s
 from schemas.errors import AgentUnreachable, NotFound
 from schemas.limits import KIB, MIB
 from tests.contracts.waiting import soon
+from tests.waiting import until
 
 Talk = Callable[[web.WebSocketResponse], Awaitable[None]]
 SUCCESS = json.dumps({"metadata": {}, "status": "Success"}).encode()
@@ -248,6 +249,29 @@ async def test_a_write_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyP
         with pytest.raises(AgentUnreachable):
             await soon(stream.write(bytes(64 * MIB)))
         assert await soon(stream.read(1)) == b""
+        assert not await _waits(stream)  # or the socket stays open for it
+
+
+async def test_a_write_that_is_cancelled_half_way_ends_the_connection() -> None:
+    """A handler that loses its lease in the middle of a large push: nothing later is taken for the rest of it."""
+
+    async def talk(socket: web.WebSocketResponse) -> None:
+        await asyncio.Event().wait()
+
+    async with serving(talk) as (_, api):
+        stream = await api.execute("one", ["x"])
+        writing = asyncio.create_task(stream.write(bytes(64 * MIB)))
+        await until(lambda: _waits(stream), "the other side takes no more")
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        assert await soon(stream.read(1)) == b""
+        with pytest.raises(AgentUnreachable):
+            await soon(stream.write(b"next"))
+
+
+async def _waits(stream: ExecStream) -> bool:
+    transport = stream._websocket._writer.transport
+    return transport is not None and transport.get_write_buffer_size() > 0
 
 
 async def _silent(socket: web.WebSocketResponse) -> None:

@@ -332,6 +332,18 @@ async def test_a_refused_exec_is_tried_again(api: ApiServer, sandboxes: KubeSand
     assert await greeting(sandboxes, made)
 
 
+async def test_a_server_that_refuses_every_exec_is_not_stormed(
+    api: ApiServer, sandboxes: KubeSandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of sessions lose their connections at once when an API server restarts: it is given time."""
+    monkeypatch.setattr(kube, "AGENT_SECONDS", 3.0)
+    made = await started(sandboxes, "one", "s-one")
+    refused = api.faults.add(Fault("GET", "/exec", status=429, times=1_000))
+    with pytest.raises(AgentUnreachable):
+        await soon(sandboxes.connect("one", made.uid))
+    assert refused.hits <= 10
+
+
 async def test_a_frozen_exec_is_given_up(
     api: ApiServer, sandboxes: KubeSandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
