@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from signal import SIGKILL
 from typing import Any
 
 from infra.adapters.kube_pod import AGENT_LABEL, IMAGE_LABEL, SESSION_LABEL
@@ -158,7 +159,7 @@ def _ended(raw: Mapping[str, Any], status: Mapping[str, Any], state: Mapping[str
 def _exited(terminated: Mapping[str, Any], *, leaving: bool) -> Verdict:
     reason, code = str(terminated.get("reason") or ""), int(terminated.get("exitCode") or 0)
     said = _short(terminated.get("message"))
-    if reason == "OOMKilled":
+    if reason == "OOMKilled" and code == SIGNALS + SIGKILL:  # else a program of it was, and the container lived on
         return Verdict(Phase.ENDED, "it ran out of memory: the kernel ended it")
     if reason in HOPELESS:
         return Verdict(Phase.ENDED, _with(HOPELESS[reason], said), hopeless=True)

@@ -117,6 +117,7 @@ def test_a_pod_that_its_node_did_not_take_found_no_room() -> None:
 
 ENDED: list[Case] = [
     (state("Failed", exited(137, "OOMKilled")), "ran out of memory"),
+    (state("Failed", exited(0, "OOMKilled")), "its agent ended with exit code 0"),
     (state("Failed", exited(137)), "killed from outside (signal 9)"),
     (state("Running", exited(143)), "killed from outside (signal 15)"),
     (state("Failed", exited(137, "ContainerStatusUnknown")), "killed from outside"),
