@@ -45,10 +45,12 @@ class AgentConnection:
         greeting = json.loads(payload)
         self.boot_id, self.challenge = greeting["bootId"], greeting["challenge"]
 
-    async def receive(self) -> tuple[int, int, bytes]:
-        """The next frame as (type, argument, payload); PINGs are answered on the way."""
+    async def receive(self, silence: float | None = None) -> tuple[int, int, bytes]:
+        """The next frame as (type, argument, payload); PINGs are answered on the way. Raises TimeoutError after
+        `silence` seconds without a frame of any type."""
         while True:
-            kind, argument, payload = await self._frame()
+            async with asyncio.timeout(silence):
+                kind, argument, payload = await self._frame()
             if kind == wire.PING:
                 await self.send(wire.PONG, argument)
             elif kind == wire.END:
@@ -195,8 +197,7 @@ class AgentControl:
         reason: Exception = AgentUnreachable("the control connection ended")
         try:
             while True:
-                async with asyncio.timeout(SILENCE_SECONDS):
-                    kind, number, payload = await self._connection.receive()
+                kind, number, payload = await self._connection.receive(SILENCE_SECONDS)
                 if kind == wire.REPLY:
                     self._answer(number, payload)
         except TimeoutError:
