@@ -25,7 +25,7 @@ from schemas.errors import Malformed
 from schemas.ports import Identity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is itself, and may be a key
 class Backends:
     """What every process of a deployment shares: messages, documents and their time."""
 
@@ -83,7 +83,7 @@ def _supabase(settings: Settings) -> Identity | None:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is itself, and may be a key
 class Workshop:
     """What a worker has beside the backends: where user code runs, and what its handlers are given."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from infra.local.sandbox_python import ensure_python
 from tests.emulators.fixtures import firestore_host, project, pubsub_host
 
 __all__ = ["firestore_host", "project", "pubsub_host", "python"]
+
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:  # the tests run in the background; what they start has to hear it
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded machine")  # being slow for a moment is no defect
