@@ -2306,6 +2306,7 @@ class Agent:
         self._attached: Optional[Connection] = None
         self._session: Optional[Session] = None
         self._finished = False
+        self.terminated = False  # somebody sent SIGTERM
         self._sweep: Optional[Timer] = None
         self._was_busy = False
         self._lingering = False
@@ -2359,6 +2360,7 @@ class Agent:
                 self._session.shell_exited(status)
 
     def _terminate(self) -> None:
+        self.terminated = True
         if self._session is None:
             self._finished = True
             return
@@ -2920,8 +2922,10 @@ def _serve(settings: Settings, listen: Callable[[], socket.socket]) -> int:
     listener.set_inheritable(False)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     os.makedirs(settings.run_dir, 0o700, exist_ok=True)
-    Agent(listener, settings).run()
-    return 0
+    agent = Agent(listener, settings)
+    agent.run()
+    # a node that ends a pod for a reason of its own keeps that to itself if the pod seems to have done its work
+    return 128 + signal.SIGTERM if agent.terminated else 0
 
 
 def _help(verb: str, address: str, silence: float) -> int:

@@ -39,7 +39,7 @@ async def unimpressed(neighbour: User) -> AsyncIterator[None]:
 
     async def use() -> None:
         while True:
-            answers.append((await neighbour.run(session, f"sleep 0.5; echo {len(answers)}"))[1])
+            answers.append((await neighbour.run(session, f"sleep 2; echo {len(answers)}"))[1])
 
     using = asyncio.create_task(use())
     try:
