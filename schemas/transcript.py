@@ -199,7 +199,7 @@ class Pacer:
     FIRST_INTERVAL = 0.015
     MAX_INTERVAL = 0.25
     URGENT_INTERVAL = 0.04
-    URGENT_BURST = 3
+    URGENT_BURST = 2
 
     def __init__(self) -> None:
         self._last = float("-inf")

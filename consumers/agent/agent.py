@@ -1565,6 +1565,8 @@ class Runner:
         cwd, seconds = self._terminal.cwd(), time.monotonic() - command.started_at
         noted = self._shell.status(command.number)
         status = status if noted is None else noted
+        if self.stopping and status > 128:  # our own hang-up, which it died of before its shell did
+            command.kill_reason = command.kill_reason or "stopped"
         self._unconfirmed = None
         _cancel(self._escalation)
         self._shell.forget(command.number)

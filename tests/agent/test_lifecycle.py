@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from consumers.agent import agent as wire
-from tests.agent.client import AGENT, PYTHON, AgentProcess, RequestRefused, Terminal, agent, wait_until
+from tests.agent.client import AGENT, PYTHON, AgentProcess, RequestRefused, Terminal, agent, program_runs, wait_until
 
 NOBODY = 65534
 TERMINATED = 143  # 128 + SIGTERM: a node that evicts a pod tells why only of one that did not seem to be done
@@ -297,3 +297,13 @@ def test_an_idle_agent_uses_no_cpu(terminal: Terminal) -> None:
 def _cpu(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_a_program_that_the_hang_up_ends_before_its_shell_was_stopped(terminal: Terminal) -> None:
+    """A shell that outlives the hang-up may still report its program's end: it did not end by itself."""
+    terminal.run("trap '' HUP")
+    command = terminal.submit("(trap - HUP; exec sleep 60)")
+    program_runs(terminal.process, "sleep")
+    terminal.control.request("stop")
+    mark = terminal.stream.until_mark("finished", command)
+    assert (mark["outcome"], mark["reason"], mark["exitCode"]) == ("killed", "stopped", None)
