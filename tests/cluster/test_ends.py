@@ -43,7 +43,7 @@ def client(settings: KubeSettings) -> Client:
 def pause(cluster: Cluster) -> str:
     """An image without anything but a program that waits; nodes have one for their own use."""
     nodes = json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"]
-    names = (name for node in nodes for image in node["status"].get("images", []) for name in image["names"])
+    names = (name for node in nodes for image in node["status"].get("images", []) for name in image.get("names") or ())
     return next((name for name in names if "pause" in name and "@" not in name), "registry.k8s.io/pause:3.10")
 
 
