@@ -51,12 +51,12 @@ def process(record: Record, role: str) -> Process:
     return found
 
 
-async def test_the_agents_own_end_is_told(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
-    """An agent that goes by itself is not mistaken for one that was killed."""
+async def test_an_agent_that_is_told_to_go_says_by_what(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
+    """Its exit code is the signal's, as a shell would give it: somebody outside wanted it gone."""
     sandbox = await started(sandboxes, "one")
     os.kill(process(record(tmp_path, sandbox), "init").pid, 15)
     ended = await soon(sandboxes.gone("one", sandbox.uid))
-    assert ended.reason == "its agent ended with exit code 0"
+    assert ended.reason == "it was killed from outside (signal 15)"
 
 
 async def test_a_sandbox_ends_with_its_monitor(sandboxes: LocalSandboxes, tmp_path: Path) -> None:
