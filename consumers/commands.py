@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any
 
@@ -59,22 +59,38 @@ def _new(event: CommandSubmitted, session: Session, at: datetime) -> Command:
 
 async def change(context: Context, session_id: str, command_id: str, state: CommandState, **fields: Any) -> bool:
     """Step a command to `state` with snake_case `fields`; False if it is missing or has ended already."""
+
+    def step(command: Command) -> dict[str, Any] | None:
+        if command.state not in UNSETTLED or command.state is state:
+            return None
+        check_command_step(command.state, state)
+        stored = command.model_copy(update={**fields, "state": state}).fields()
+        names = {Command.model_fields[name].alias or name for name in (*fields, "state")}
+        return plain({name: stored[name] for name in names})
+
+    _, written = await _alter(context, session_id, command_id, step)
+    return written
+
+
+async def _alter(
+    context: Context, session_id: str, command_id: str, decide: Callable[[Command], dict[str, Any] | None]
+) -> tuple[Command | None, bool]:
+    """Write what `decide` makes of the command's present record, None being nothing; it is asked again when somebody
+    else wrote first. Returns the record as it was read last, and whether it was written."""
     path = command_path(session_id, command_id)
     for _ in range(MAX_RETRIES):
         snapshot = await context.store.get(path)
         if snapshot is None:
-            return False
+            return None, False
         command = Command.of(snapshot)
-        if command.state not in UNSETTLED or command.state is state:
-            return False
-        check_command_step(command.state, state)
-        stored = command.model_copy(update={**fields, "state": state}).fields()
-        names = {Command.model_fields[name].alias or name for name in (*fields, "state")}
+        fields = decide(command)
+        if fields is None:
+            return command, False
         try:
-            await context.store.update(path, plain({n: stored[n] for n in names}), expect=snapshot.version)
+            await context.store.update(path, fields, expect=snapshot.version)
         except Conflict:
             continue
-        return True
+        return command, True
     raise Conflict(f"command {command_id} was written by others {MAX_RETRIES} times in a row")
 
 
@@ -143,20 +159,13 @@ async def wish_cancelled(context: Context, session_id: str, command_id: str) -> 
 
     Who sees the session not ready after this need do no more: its tender reads what waits after the step to ready.
     """
-    path = command_path(session_id, command_id)
-    for _ in range(MAX_RETRIES):
-        snapshot = await context.store.get(path)
-        if snapshot is None:
-            return False
-        command = Command.of(snapshot)
-        if command.state is not CommandState.WAITING or command.cancelled:
-            return command.state is CommandState.WAITING
-        try:
-            await context.store.update(path, {"cancelled": True}, expect=snapshot.version)
-        except Conflict:
-            continue
-        return True
-    raise Conflict(f"command {command_id} was written by others {MAX_RETRIES} times in a row")
+
+    def wish(command: Command) -> dict[str, Any] | None:
+        wanted = command.state is CommandState.WAITING and not command.cancelled
+        return {"cancelled": True} if wanted else None
+
+    command, _ = await _alter(context, session_id, command_id, wish)
+    return command is not None and command.state is CommandState.WAITING
 
 
 async def settle_all(context: Context, session_id: str, state: CommandState, reason: str) -> None:

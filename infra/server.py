@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+DRAIN_SECONDS = 25.0  # how long a worker may take to hand over what it holds; it takes 20 itself
 CUT_SECONDS = 3  # how long connections may take to end
 
 

@@ -87,6 +87,7 @@ def _supabase(settings: Settings) -> Identity | None:
 class Workshop:
     """What a worker has beside the backends: where user code runs, and what its handlers are given."""
 
+    settings: Settings
     runtime: Runtime
     context: Context
 
@@ -109,7 +110,7 @@ async def workshop(backends: Backends) -> AsyncIterator[Workshop]:
             controls=Controls(runtime, secret),
             notice=notice(settings),
         )
-        yield Workshop(runtime, context)
+        yield Workshop(settings, runtime, context)
 
 
 def agent_secret(settings: Settings) -> bytes:
@@ -159,7 +160,7 @@ _services = functools.cache(services)
 
 @functools.cache
 def _push_services(opened: Workshop) -> PushServices:
-    settings = Settings.from_environment()
+    settings = opened.settings
     pusher = PushIdentity(
         opened.context.clock,
         audience=settings.push_audience,

@@ -15,11 +15,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from consumers.worker import Worker
-from infra.server import Server, Stops
+from infra.server import DRAIN_SECONDS, Server, Stops
 from infra.settings import Settings
 from infra.wiring import backends, workshop
-
-DRAIN_SECONDS = 25.0  # how long it may take to hand over what it holds; it takes 20 itself
 
 logger = logging.getLogger(__name__)
 

@@ -19,14 +19,13 @@ from infra.local.keys import token_secret
 from infra.local.presence import Claim, claim
 from infra.local.shutdown import close_sessions, delete_sandboxes
 from infra.local.ticker import tick
-from infra.server import Server, Stops
+from infra.server import DRAIN_SECONDS, Server, Stops
 from infra.settings import Settings
 from infra.wiring import Backends, Workshop, backends, services, workshop
 from producers.routes import routes
 from schemas.errors import PigeonError
 
 ROLES = ("gateway", "worker", "ticker")
-DRAIN_SECONDS = 25.0  # how long a worker may take to hand over what it holds; it takes 20 itself
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]

@@ -16,8 +16,8 @@ from consumers.worker import DRAIN_SECONDS as HANDOVER_SECONDS
 from infra.adapters.kube_pod import agent_config_map, pod
 from infra.adapters.kube_settings import LARGE, SMALL, Size
 from infra.kubernetes.agent import KUSTOMIZATION, kustomization
+from infra.server import DRAIN_SECONDS
 from infra.settings import OBJECTS, PREFIX, Settings
-from infra.worker import DRAIN_SECONDS
 from schemas.limits import Limits
 from schemas.ports import SandboxSpec
 from schemas.topics import EVENTS_SUBSCRIPTION, LINKS_SUBSCRIPTION
