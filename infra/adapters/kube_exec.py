@@ -114,18 +114,22 @@ class ExecStream(ByteStream):
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(aiohttp.ClientError, OSError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                if self._websocket.protocol == V5 and self.exit is None:
-                    await self._websocket.send_bytes(CLOSE_STDIN)
-                await self._websocket.close()
-        self._abort()
+        try:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    if self._websocket.protocol == V5 and self.exit is None:
+                        await self._websocket.send_bytes(CLOSE_STDIN)
+                    await self._websocket.close()
+        finally:
+            self._abort()
 
     def _abort(self) -> None:
-        """A peer that takes nothing more would keep the socket open for what is left to say, as long as it likes."""
+        """A peer that takes nothing more would keep the socket open for what is left to say, as long as it likes; and a
+        connection that was lost stays in the session's books until the response is closed."""
         transport = self._websocket._writer.transport  # aiohttp itself closes politely only
         if transport is not None:
             transport.abort()
+        self._websocket._response.close()
 
 
 def parse_status(raw: bytes) -> Exit:

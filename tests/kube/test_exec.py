@@ -269,6 +269,58 @@ async def test_a_write_that_is_cancelled_half_way_ends_the_connection() -> None:
             await soon(stream.write(b"next"))
 
 
+async def _lost(stream: ExecStream) -> None:
+    """The connection breaks while nobody reads."""
+    await until(lambda: _broken(stream), "the connection is lost")
+    await stream.close()
+
+
+async def _broken(stream: ExecStream) -> bool:
+    transport = stream._websocket._writer.transport
+    return transport is None or transport.is_closing()
+
+
+async def _write_cancelled(stream: ExecStream) -> None:
+    writing = asyncio.create_task(stream.write(bytes(64 * MIB)))
+    await until(lambda: _waits(stream), "the other side takes no more")
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await stream.close()
+
+
+async def _close_cancelled(stream: ExecStream) -> None:
+    """By a worker that stops, while the other side takes nothing."""
+    writing = asyncio.create_task(stream.write(bytes(64 * MIB)))
+    await until(lambda: _waits(stream), "the other side takes no more")
+    closing = asyncio.create_task(stream.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(closing)
+    assert not await _waits(stream)
+    await asyncio.gather(writing, return_exceptions=True)
+
+
+@pytest.mark.parametrize("end", [_lost, _write_cancelled, _close_cancelled])
+async def test_however_a_connection_ends_nothing_of_it_is_kept(end: Callable[[ExecStream], Awaitable[None]]) -> None:
+    """A worker has thousands of them in its life; what it did not let go of, the garbage collector would complain of."""
+
+    async def talk(socket: web.WebSocketResponse) -> None:
+        if end is _lost:
+            assert socket._req is not None
+            assert socket._req.transport is not None
+            socket._req.transport.abort()
+        else:
+            await asyncio.Event().wait()
+
+    async with serving(talk) as (_, api):
+        stream = await api.execute("one", ["x"])
+        await end(stream)
+        assert api._session.connector is not None
+        assert not api._session.connector._acquired
+        assert not await _waits(stream)
+
+
 async def _waits(stream: ExecStream) -> bool:
     transport = stream._websocket._writer.transport
     return transport is not None and transport.get_write_buffer_size() > 0
