@@ -303,7 +303,7 @@ async def _close_cancelled(stream: ExecStream) -> None:
 
 @pytest.mark.parametrize("end", [_lost, _write_cancelled, _close_cancelled])
 async def test_however_a_connection_ends_nothing_of_it_is_kept(end: Callable[[ExecStream], Awaitable[None]]) -> None:
-    """A worker has thousands of them in its life; what it did not let go of, the garbage collector would complain of."""
+    """A worker has thousands of them in its life; what it did not let go of, the garbage collector complained of."""
 
     async def talk(socket: web.WebSocketResponse) -> None:
         if end is _lost:
