@@ -7,6 +7,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -48,6 +49,7 @@ class Pump:
         self._wake = asyncio.Event()
         self._urgent = False
         self._ended: dict[str, Any] | None = None
+        self._last_mark = 0
         self._running: tuple[int, str, asyncio.Task[None]] | None = None
         self._finished = 0  # the highest number among finished commands
         self._chunks = session.usage.writes
@@ -76,6 +78,11 @@ class Pump:
         """What the session has used by now."""
         current = await load(self._context, self._id)
         return self._usage(current.session if current else self._session)
+
+    async def ack_end(self) -> None:
+        """Tell the agent that its last mark is recorded: it has nothing left to serve, and exits."""
+        with suppress(AgentUnreachable):  # nothing depends on it, and it is only asked to go
+            await self._connection.send(wire.ACKMARK, self._last_mark)
 
     async def _receive(self) -> None:
         while True:
@@ -150,8 +157,8 @@ class Pump:
             if mark["kind"] == "finished":
                 await self._record_finished(mark)
             else:
-                self._ended = mark
-                return  # acked by the tender, once the session's end is recorded
+                self._ended, self._last_mark = mark, sequence
+                return  # acked by `ack_end`, once the session's end is recorded
             await self._connection.send(wire.ACKMARK, sequence)
 
     def _started(self, sequence: int, mark: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,14 +28,14 @@ from schemas.errors import (
     Superseded,
     Unavailable,
 )
-from schemas.events import SessionOpened, SessionStarted, Usage
+from schemas.events import SessionOpened, SessionStarted
 from schemas.lifecycle import CommandState, SessionState
-from schemas.ports import Phase
+from schemas.ports import Phase, Sandbox
 from schemas.transcript import TranscriptWriter
 
 RECONNECT_MIN_SECONDS, RECONNECT_MAX_SECONDS = 0.05, 2.0
 AGENT_ENDED = "its agent ended"  # with nothing left to do: how a runtime tells of a sandbox whose shell has ended
-CAUSE_SECONDS = 10.0  # that a hung-up shell's sandbox is waited for; a user who hangs up their own waits as long
+CAUSE_SECONDS = 10.0  # that the sandbox of a hung-up shell may take to end, and to say why, once its agent may go
 SAY_STARTED_AGAIN = timedelta(minutes=5)  # after a step to ready; a dead worker's session is taken over long before
 
 log = logging.getLogger(__name__)
@@ -256,7 +255,7 @@ class Tender:
             await asyncio.gather(pumping, refilling, return_exceptions=True)
         if ended is None:
             raise Superseded("the transcript was sealed by the sweep")
-        await self._shell_ended(ended, await pump.usage())
+        await self._shell_ended(ended, pump)
         return DONE
 
     async def _refill(self) -> None:
@@ -317,9 +316,11 @@ class Tender:
         except PigeonError as error:  # commands are tried again at every signature, a close is forced by the sweep
             log.info("session %s: what waits is done later: %s", self._id, error)
 
-    async def _shell_ended(self, mark: dict[str, Any], usage: Usage) -> None:
-        """Every byte and mark is durable: write the final offset first, so that a crash from here on loses nothing."""
-        words = await self._why_ended(mark)
+    async def _shell_ended(self, mark: dict[str, Any], pump: Pump) -> None:
+        """Every byte and mark is durable: write the final offset first, so that a crash from here on loses nothing. The
+        agent may go then: whoever takes its sandbox away may be waiting for that."""
+        told, usage = await self._told(mark), await pump.usage()
+        words = told or _words(mark)
 
         def decide(session: Session) -> dict[str, Any]:
             fields: dict[str, Any] = {"final_offset": mark["offset"], "usage": usage}
@@ -329,34 +330,35 @@ class Tender:
             return fields
 
         closing = await change(self._context, self._id, decide)
-        if closing is not None:
-            await self._end(SessionState.CLOSED, closing.reason, mark["offset"])
+        if closing is None:
+            return
+        await pump.ack_end()
+        reason = closing.reason
+        if reason == words and not told and mark.get("signal") == signal.SIGHUP:
+            reason = await self._cause_of_hang_up() or words
+        await self._end(SessionState.CLOSED, reason, mark["offset"])
 
-    async def _why_ended(self, mark: dict[str, Any]) -> str:
-        """Whoever takes a sandbox away gives it time to hang up its shell: the cause is theirs then, not the signal."""
-        if mark.get("signal"):
-            try:
-                told = await self._cause(mark["signal"])
-            except Unavailable as error:
-                log.info("session %s: why its shell was killed is not known: %s", self._id, error)
-                return _words(mark)
-            if told and not told.startswith(AGENT_ENDED):
-                return sentence(SandboxGone(told))
-        return _words(mark)
-
-    async def _cause(self, number: int) -> str:
-        """Why the sandbox is taken away; "" if it is not. A node that evicts one says so only once it has ended."""
-        name, uid = self._session.pod_name, self._session.pod_uid
-        sandbox = await self._context.sandboxes.get(name)
-        if sandbox is not None and sandbox.uid == uid and sandbox.reason:
-            return sandbox.reason
-        current = await load(self._context, self._id)
-        if number != signal.SIGHUP or current is None or current.session.state is not SessionState.READY:
+    async def _told(self, mark: dict[str, Any]) -> str:
+        """Whoever takes a sandbox away gives it time to hang up its shell: the cause is theirs then, not the signal. ""
+        where nothing is known of that."""
+        if not mark.get("signal"):
             return ""
-        with suppress(TimeoutError):
+        try:
+            sandbox = await self._context.sandboxes.get(self._session.pod_name)
+        except Unavailable as error:
+            log.info("session %s: why its shell was killed is not known: %s", self._id, error)
+            return ""
+        return _cause(sandbox) if sandbox is not None and sandbox.uid == self._session.pod_uid else ""
+
+    async def _cause_of_hang_up(self) -> str:
+        """A node that evicts a sandbox, or shuts down, says so only once that has ended; "" if it was not the cause."""
+        gone = self._context.sandboxes.gone(self._session.pod_name, self._session.pod_uid)
+        try:
             async with asyncio.timeout(CAUSE_SECONDS):
-                return (await self._context.sandboxes.gone(name, uid)).reason
-        return ""
+                return _cause(await gone)
+        except (TimeoutError, Unavailable) as error:
+            log.info("session %s: why its shell was hung up is not known: %r", self._id, error)
+            return ""
 
     async def _gone(self, why: str) -> None:
         """The sandbox is gone: a session that was closing and had said its last byte is closed, any other is lost."""
@@ -417,6 +419,12 @@ async def finish(
         await settle_left(context, current.id, state, reason)
     await admit(context)
     await fill(context)
+
+
+def _cause(sandbox: Sandbox) -> str:
+    """Why somebody else takes the sandbox away, or did; "" if nobody does."""
+    reason = sandbox.reason
+    return sentence(SandboxGone(reason)) if reason and not reason.startswith(AGENT_ENDED) else ""
 
 
 def _words(mark: dict[str, Any]) -> str:
