@@ -155,9 +155,19 @@ class User:
         await self.call("POST", "send-input", json=body)
 
     async def command(self, session: str, command: str) -> dict[str, Any] | None:
-        """What is recorded of a command, or None."""
-        answer = await self.call("GET", f"list-commands/{session}", expect=200)
-        return next((entry for entry in answer["commands"] if entry["commandId"] == command), None)
+        """What is recorded of a command, or None, however many came before it."""
+        after = 0
+        while page := await self._commands(session, after):
+            for entry in page:
+                if entry["commandId"] == command:
+                    return entry
+            after = page[-1]["number"]
+        return None
+
+    async def _commands(self, session: str, after: int) -> list[dict[str, Any]]:
+        answer = await self.call("GET", f"list-commands/{session}", expect=200, params={"after": after})
+        found: list[dict[str, Any]] = answer["commands"]
+        return found
 
     async def run(self, session: str, text: str, **body: Any) -> tuple[dict[str, Any], bytes]:
         """Submit a command and await its end; returns its record and exactly what it printed."""
