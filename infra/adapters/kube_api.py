@@ -103,7 +103,8 @@ class KubeApi:
     async def watch(self, version: str) -> AsyncIterator[AsyncIterator[tuple[str, Object]]]:
         """What happens to our pods after that version, as (type, object); ends when the server ends it.
 
-        Raises Expired when the version is too old, Unavailable when the connection breaks.
+        Raises Expired when the version is too old, or of a future that a restored server does not know, of which it
+        says nothing at all; Unavailable when the connection breaks.
         """
         params = {
             "labelSelector": SELECTOR,
@@ -120,6 +121,8 @@ class KubeApi:
                 if response.status != 200:
                     await self._refuse(response)
                 yield _events(response.content)
+        except aiohttp.SocketTimeoutError as error:
+            raise Expired("the watch of the pods said nothing for too long") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"the watch of the pods broke: {error!r}") from error
 
@@ -240,7 +243,7 @@ def _object(body: bytes) -> Object:
 
 def _retry_after(response: aiohttp.ClientResponse) -> float:
     try:
-        return float(response.headers.get("Retry-After", 0))
+        return int(response.headers.get("Retry-After", 0))
     except ValueError:  # a date
         return 0.0
 

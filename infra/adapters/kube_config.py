@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import os
 import ssl
 import threading
@@ -43,11 +44,12 @@ class Access:
 
     host: str
     tls: ssl.SSLContext | None
-    token: Callable[[], str | None]  # may block
+    token: Callable[[bool], str | None]  # may block; told whether the server did not take the last one
     server_name: str | None = None
     proxy: str | None = None
     _header: dict[str, str] = field(default_factory=dict)
     _fresh_until: float = 0.0
+    _refused: bool = False
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def headers(self) -> dict[str, str]:
@@ -61,15 +63,17 @@ class Access:
         return self._header
 
     def refused(self) -> None:
-        """The server did not take the token: ask for it again next time."""
+        """The server did not take the token: ask for another one next time."""
         self._fresh_until = 0.0
+        self._refused = True
 
     async def _ask(self) -> dict[str, str]:
         try:
             async with asyncio.timeout(REFRESH_SECONDS):
-                token = await _in_thread(self.token)
+                token = await _in_thread(functools.partial(self.token, self._refused))
         except Exception as error:  # plugins, files and identity services fail in their own ways
             raise Unavailable(f"no token for the cluster: {str(error) or 'it took too long'}") from error
+        self._refused = False
         return {"Authorization": token} if token else {}
 
 
@@ -106,7 +110,7 @@ async def load(settings: KubeSettings) -> Access:
 
 def _load(settings: KubeSettings) -> Access:
     try:
-        return _access(_configuration(settings))
+        return _access(settings)
     except Exception as error:  # a parser, a missing field, a file that is not there
         raise NoCluster(f"no cluster can be reached ({settings.access}): {error}") from error
 
@@ -117,9 +121,9 @@ def _configuration(settings: KubeSettings) -> Configuration:
         case "google":
             _google(configuration, settings)
         case "in-cluster":
-            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            _in_cluster(configuration)
         case "auto" if settings.kubeconfig is None and ACCOUNT.exists():
-            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+            _in_cluster(configuration)
         case _:
             load_kube_config(  # type: ignore[no-untyped-call]
                 config_file=str(
@@ -130,6 +134,16 @@ def _configuration(settings: KubeSettings) -> Configuration:
                 persist_config=False,
             )
     return configuration
+
+
+def _in_cluster(configuration: Configuration) -> None:
+    """By the account of the pod that we run in, whose token the kubelet replaces under way."""
+    load_incluster_config(configuration, try_refresh_token=False)  # type: ignore[no-untyped-call]
+
+    def reread(current: Configuration) -> None:
+        current.api_key["BearerToken"] = f"Bearer {ACCOUNT.read_text().strip()}"
+
+    configuration.refresh_api_key_hook = reread  # type: ignore[assignment]
 
 
 def _google(configuration: Configuration, settings: KubeSettings) -> None:
@@ -151,9 +165,20 @@ def _google(configuration: Configuration, settings: KubeSettings) -> None:
     configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]
 
 
-def _access(configuration: Configuration) -> Access:
-    def token() -> str | None:
-        found: str | None = configuration.get_api_key_with_prefix("BearerToken", "authorization")
+def _access(settings: KubeSettings) -> Access:
+    configuration = _configuration(settings)
+
+    def token(refused: bool) -> str | None:
+        """From memory as long as it serves. One that was refused is not trusted to tell when it ends: a file was
+        replaced, or a plugin named no time."""
+        nonlocal configuration
+        if not refused:
+            return _token(configuration)
+        anew = _configuration(settings)
+        found = _token(anew)
+        if found is None and _token(configuration) is not None:  # a plugin that fails is only logged
+            raise ValueError("the configuration names none any more")
+        configuration = anew
         return found
 
     host = str(configuration.host).rstrip("/")
@@ -164,6 +189,11 @@ def _access(configuration: Configuration) -> Access:
         server_name=configuration.tls_server_name or None,
         proxy=configuration.proxy or None,
     )
+
+
+def _token(configuration: Configuration) -> str | None:
+    found: str | None = configuration.get_api_key_with_prefix("BearerToken", "authorization")
+    return found
 
 
 def _tls(configuration: Any) -> ssl.SSLContext:

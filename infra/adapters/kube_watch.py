@@ -44,12 +44,11 @@ class PodWatch:
 
     def observe(self, pod: Pod) -> Pod:
         """Take in what an answer of the API server says; returns the newest that is known of this incarnation."""
-        known = self._gone.get(pod.uid) or self._pods.get(pod.uid)
-        if known is not None and known.version >= pod.version:
+        known = self._known(pod.uid)
+        if known is not None and (pod.uid in self._gone or known.version >= pod.version):
             return known
-        if pod.uid not in self._gone:
-            self._change(pod)
-        return self._pods.get(pod.uid, pod)
+        self._change(pod)
+        return pod
 
     def missing(self, uid: str) -> None:
         """Take in that the API server does not have this incarnation any more."""
@@ -66,7 +65,7 @@ class PodWatch:
     async def look(self, name: str, uid: str) -> Pod | None:
         """The pod as it is known, asked for where it is not; None where it is gone for longer than is remembered."""
         self._start()
-        known = self._gone.get(uid) or self._pods.get(uid)
+        known = self._known(uid)
         if known is not None:
             return known
         raw = await self._api.get(name)
@@ -77,7 +76,7 @@ class PodWatch:
     async def change(self, pod: Pod, seconds: float | None = None) -> None:
         """Return once something newer than this is known of the pod, or after so many seconds."""
         self._start()
-        if self._pods.get(pod.uid) is not pod:
+        if self._known(pod.uid) is not pod:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[pod.uid].add(future)
@@ -88,6 +87,9 @@ class PodWatch:
             return
         finally:
             self._forget(pod.uid, future)
+
+    def _known(self, uid: str) -> Pod | None:
+        return self._gone.get(uid) or self._pods.get(uid)
 
     def _forget(self, uid: str, future: asyncio.Future[None]) -> None:
         if waiting := self._waiting.get(uid):
@@ -119,11 +121,18 @@ class PodWatch:
             delay = min(2 * delay, RETRY_MAX_SECONDS)
 
     async def _list(self) -> str:
-        """Compare with what there is; what is missing and older than the list went while nobody looked."""
+        """Compare with what there is. The list is consistent: what was known before it was asked for and is missing
+        went while nobody looked, and what is older in it went back, as in a cluster restored from a backup."""
+        before = dict(self._pods)
         raws, version = await self._api.list()
-        there = {self.observe(read(raw)).uid for raw in raws}
-        for pod in [pod for pod in self._pods.values() if pod.uid not in there and pod.version <= int(version)]:
-            self._remove(_vanished(pod))
+        listed = {pod.uid: pod for pod in map(read, raws)}
+        for uid, pod in [*self._pods.items()]:
+            if uid not in listed and (uid in before or pod.version <= int(version)):
+                self._remove(_vanished(pod))
+            elif uid in listed and listed[uid].version < pod.version and before.get(uid) is pod:
+                self._change(listed[uid])
+        for pod in listed.values():
+            self.observe(pod)
         return version
 
     async def _follow(self) -> None:

@@ -77,8 +77,9 @@ async def test_a_proxy_of_the_environment_is_not_taken(tmp_path: Path, monkeypat
     assert named.proxy == "http://other.example:3128"
 
 
-async def test_a_plugin_is_asked_again_when_its_token_expires(tmp_path: Path) -> None:
+async def test_a_plugin_is_asked_again_when_its_token_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens of clouds live for an hour, workers for weeks."""
+    monkeypatch.setattr(kube_config, "TOKEN_SECONDS", 0.0)
     plugin, counter = tmp_path / "plugin.py", tmp_path / "counter"
     plugin.write_text(
         "import json, pathlib, datetime\n"
@@ -98,8 +99,45 @@ async def test_a_plugin_is_asked_again_when_its_token_expires(tmp_path: Path) ->
     }
     access = await load(kubeconfig(tmp_path / "config", {"exec": command}))
     assert await access.headers() == {"Authorization": "Bearer token-2"}
-    access.refused()
     assert await access.headers() == {"Authorization": "Bearer token-2"}
+    access.refused()
+    assert await access.headers() == {"Authorization": "Bearer token-3"}
+
+
+def _shell_plugin(path: Path, words: str) -> dict[str, Any]:
+    """A plugin that gives what these shell words print, and no time."""
+    version = "client.authentication.k8s.io/v1"
+    status = f'{{"apiVersion": "{version}", "kind": "ExecCredential", "status": {{"token": "%s"}}}}'
+    path.write_text(f"token=$({words}) && printf '{status}' \"$token\"\n")
+    return {"exec": {"apiVersion": version, "command": "sh", "args": [str(path)], "interactiveMode": "Never"}}
+
+
+async def test_a_token_that_was_refused_is_not_had_from_memory(tmp_path: Path) -> None:
+    """Its file was replaced, or the plugin does not say how long it lives: only the server knows that it is over."""
+    source = tmp_path / "token"
+    users: list[dict[str, Any]] = [{"tokenFile": str(source)}, _shell_plugin(tmp_path / "plugin", f"cat {source}")]
+    for user in users:
+        source.write_text("first")
+        access = await load(kubeconfig(tmp_path / "config", user))
+        assert await access.headers() == {"Authorization": "Bearer first"}
+        source.write_text("second")
+        access.refused()
+        assert await access.headers() == {"Authorization": "Bearer second"}
+
+
+async def test_a_plugin_that_fails_makes_nobody_of_us(tmp_path: Path) -> None:
+    """Without a token requests would be made as anybody: it is unavailable, until the plugin works again."""
+    source = tmp_path / "token"
+    source.write_text("first")
+    access = await load(kubeconfig(tmp_path / "config", _shell_plugin(tmp_path / "plugin", f"cat {source}")))
+    assert await access.headers() == {"Authorization": "Bearer first"}
+    source.unlink()
+    access.refused()
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="none any more"):
+            await access.headers()
+    source.write_text("second")
+    assert await access.headers() == {"Authorization": "Bearer second"}
 
 
 async def test_in_a_pod_the_account_of_the_pod_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +154,14 @@ async def test_in_a_pod_the_account_of_the_pod_is_used(tmp_path: Path, monkeypat
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     access = await load(KubeSettings())
     assert access.host == "https://10.0.0.1:443"
-    assert await access.headers() == {"Authorization": "bearer first"}
+    assert await access.headers() == {"Authorization": "Bearer first"}
+    token.write_text("second\n")
+    assert await access.headers() == {"Authorization": "Bearer first"}
+    monkeypatch.setattr(kube_config, "TOKEN_SECONDS", 0.0)
+    access.refused()
+    for given in ("second", "third"):
+        token.write_text(f"{given}\n")
+        assert await access.headers() == {"Authorization": f"Bearer {given}"}
 
 
 async def test_googles_credentials_are_refreshed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +184,8 @@ async def test_googles_credentials_are_refreshed(monkeypatch: pytest.MonkeyPatch
             """A new token."""
             self.count += 1
 
-    monkeypatch.setattr(google.auth, "default", lambda scopes: (Credentials(), "project"))
+    credentials = Credentials()
+    monkeypatch.setattr(google.auth, "default", lambda scopes: (credentials, "project"))
     settings = KubeSettings(access="google", server="203.0.113.1", server_ca=base64.b64encode(PEM).decode())
     access = await load(settings)
     assert access.host == "https://203.0.113.1"
@@ -178,7 +224,7 @@ async def test_one_refresh_at_a_time() -> None:
     """Hundreds of sessions that start at once ask for one token."""
     asked = 0
 
-    def token() -> str:
+    def token(_: bool) -> str:
         nonlocal asked
         asked += 1
         return "Bearer t"
@@ -192,7 +238,7 @@ async def test_a_token_that_cannot_be_had_is_unavailable() -> None:
     """It may be there the next time."""
     answers: list[Any] = [ValueError("no identity"), "Bearer t"]
 
-    def token() -> str:
+    def token(_: bool) -> str:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -209,7 +255,7 @@ async def test_a_plugin_that_hangs_costs_nobody_a_thread(monkeypatch: pytest.Mon
     monkeypatch.setattr(kube_config, "REFRESH_SECONDS", 0.01)
     released = threading.Event()
 
-    def token() -> str:
+    def token(_: bool) -> str:
         released.wait()
         return "Bearer late"
 

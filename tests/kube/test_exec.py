@@ -58,7 +58,7 @@ async def serving(talk: Talk, *protocols: str) -> AsyncIterator[tuple[Server, Ku
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    access = Access(f"http://127.0.0.1:{runner.addresses[0][1]}", None, lambda: "Bearer t")
+    access = Access(f"http://127.0.0.1:{runner.addresses[0][1]}", None, lambda _: "Bearer t")
     async with aiohttp.ClientSession() as session:
         try:
             yield server, KubeApi(access, session, "here")
@@ -345,7 +345,7 @@ async def test_an_expired_token_is_asked_for_again() -> None:
         server.refuse = 401
         tokens = iter(["Bearer old", "Bearer new"])
 
-        def token() -> str:
+        def token(_: bool) -> str:
             if (given := next(tokens)) == "Bearer new":
                 server.refuse = 0
             return given

@@ -8,15 +8,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.adapters import kube_api
 from infra.adapters.kube_api import KubeApi
 from infra.adapters.kube_config import Access
 from infra.adapters.kube_status import Pod, read
 from infra.adapters.kube_watch import PodWatch
 from schemas.ports import Phase
 from tests.contracts.waiting import soon
+from tests.kube.test_api import answering
 
 PHASES = ("Pending", "Running", "Failed")
 
@@ -37,7 +40,7 @@ def raw(version: int, phase: str, uid: str = "u") -> dict[str, Any]:
 async def api() -> AsyncIterator[KubeApi]:
     """A client of a server that nobody runs: what is tried here needs none."""
     async with aiohttp.ClientSession() as session:
-        yield KubeApi(Access("http://127.0.0.1:9", None, lambda: None), session, "n")
+        yield KubeApi(Access("http://127.0.0.1:9", None, lambda _: None), session, "n")
 
 
 HISTORY = st.lists(st.sampled_from(PHASES[:2]), min_size=1, max_size=4).flatmap(
@@ -99,4 +102,63 @@ async def test_what_was_seen_to_go_is_remembered_with_its_reason(api: KubeApi) -
     assert watch.taken("one") == found
     watch._event("DELETED", raw(9, "Running", "u2"))
     assert watch.taken("one") is None
+    await watch.close()
+
+
+async def test_a_cluster_restored_from_a_backup_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its versions are older than ours: a watch from the lost future says nothing, and what is listed then counts."""
+    monkeypatch.setattr(kube_api, "WATCH_SILENCE_SECONDS", 0.2)
+    asked: list[str] = []
+
+    async def restored(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(request.query.get("resourceVersion", "list"))
+        if "watch" not in request.query:
+            return web.json_response({"metadata": {"resourceVersion": "20"}, "items": [raw(10, "Pending", "kept")]})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.Event().wait()
+        return response
+
+    async with answering(restored) as api:
+        watch = PodWatch(api, lambda _: None)
+        kept, lost = (watch.observe(read(raw(60, "Running", uid))) for uid in ("kept", "lost"))
+        watch._version = "70"
+        await soon(asyncio.gather(watch.change(kept), watch.change(lost)))
+        found, missing = await watch.look("one", "kept"), await watch.look("one", "lost")
+        await watch.close()
+    assert found is not None
+    assert missing is not None
+    assert (found.version, found.phase, missing.phase) == (10, Phase.STARTING, Phase.ENDED)
+    assert asked[:2] == ["70", "list"]
+
+
+async def test_a_pod_that_went_while_it_was_listed_is_not_kept() -> None:
+    """Others' answers come between: what they tell of a pod that was there before the list is older than the list."""
+    watch: PodWatch
+
+    async def handler(_: web.BaseRequest) -> web.StreamResponse:
+        for version, uid in ((15, "old"), (16, "young"), (25, "younger")):
+            watch.observe(read(raw(version, "Running", uid)))
+        return web.json_response({"metadata": {"resourceVersion": "20"}, "items": []})
+
+    async with answering(handler) as api:
+        watch = PodWatch(api, lambda _: None)
+        watch.observe(read(raw(10, "Running", "old")))
+        assert await watch._list() == "20"
+    assert list(watch._pods) == ["younger"]
+    assert list(watch._gone) == ["old", "young"]
+
+
+async def test_who_waits_for_what_is_gone_already_asks_no_faster(api: KubeApi) -> None:
+    """A pod that lost our label is told as deleted while the server still has it: its deletion is not polled in a
+    busy loop."""
+    watch = PodWatch(api, lambda _: None)
+    watch._event("DELETED", raw(9, "Running"))
+    gone = watch.observe(read(raw(10, "Running")))
+    assert gone.phase is Phase.ENDED
+    waiting = asyncio.create_task(watch.change(gone, 0.1))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    await soon(waiting)
     await watch.close()
