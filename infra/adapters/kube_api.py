@@ -124,7 +124,7 @@ class KubeApi:
         except aiohttp.SocketTimeoutError as error:
             raise Expired("the watch of the pods said nothing for too long") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"the watch of the pods broke: {error!r}") from error
+            raise Unavailable(f"the watch of the pods broke: {_words(error)}") from error
 
     async def execute(self, name: str, command: Sequence[str]) -> ExecStream:
         """Start a program in the pod's container. Raises NotFound, AgentUnreachable or Unavailable."""
@@ -138,7 +138,7 @@ class KubeApi:
                 raise NotFound(f"there is no pod {name}") from error
             raise AgentUnreachable(f"exec was refused: {error.status} {error.message}") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise AgentUnreachable(f"exec could not be started: {error!r}") from error
+            raise AgentUnreachable(f"exec could not be started: {_words(error)}") from error
 
     async def _open(self, url: str, query: Sequence[tuple[str, str]]) -> aiohttp.ClientWebSocketResponse:
         for again in (True, False):
@@ -190,7 +190,7 @@ class KubeApi:
                     await self._refuse(response)
                 return _object(await response.read())
         except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: cut, or no JSON
-            raise _Busy(f"the cluster's API server does not answer: {error!r}") from error
+            raise _Busy(f"the cluster's API server does not answer: {_words(error)}") from error
 
     async def _refuse(self, response: aiohttp.ClientResponse) -> NoReturn:
         """Raise what the answer means."""
@@ -231,6 +231,13 @@ def refusal(status: int, reason: str, message: str) -> PigeonError:
         case ((400 | 403 | 413 | 415 | 422), _):
             return SandboxFailed(said)
     return Unavailable(f"{said} ({status})")
+
+
+def _words(error: Exception) -> str:
+    """What an error of the HTTP client says. Its `repr` may show the request's headers, and so our token."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"{error.status} {error.message}".strip()
+    return str(error) or type(error).__name__
 
 
 def _object(body: bytes) -> Object:

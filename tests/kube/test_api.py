@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -90,6 +91,32 @@ async def test_foreign_exceptions_never_leak(name: str, monkeypatch: pytest.Monk
                 await call()
             except PigeonError:
                 continue
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno length",
+    ],
+    ids=["another protocol", "no chunk"],
+)
+async def test_no_error_shows_our_token(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors are logged and shown to people; the client's own tell the whole request where an answer makes no sense."""
+    monkeypatch.setattr(kube_api, "CALL_SECONDS", 0.2)
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(said)
+        request.transport.close()
+        return web.Response()
+
+    async with answering(handler) as api:
+        api._access.token = lambda _: "Bearer SECRET"
+        for call in (lambda: api.get("one"), lambda: api.execute("one", ["x"]), lambda: _watch(api)):
+            with pytest.raises(PigeonError) as raised:
+                await soon(call())
+            assert "SECRET" not in "".join(traceback.format_exception(raised.value))
 
 
 async def _watch(api: KubeApi) -> None:
