@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_a_pod_deleted_with_its_whole_grace_does_not_take_it(alice: User, deployment: Deployment) -> None:
-    """The kubelet waits for the agent, whatever anybody asks later; the agent waits for its last word to be recorded."""
+    """The kubelet waits for the agent, whatever is asked of it later; the agent, for its last word to be recorded."""
     session = await alice.ready()
     command = await alice.execute(session, "echo before; sleep 600")
     await alice.until_output(session, b"before\r\n")

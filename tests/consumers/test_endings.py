@@ -23,6 +23,7 @@ from schemas.lifecycle import UNSETTLED, CommandState, SessionState
 from schemas.limits import Limits
 from schemas.ports import ByteStream, Query, Sandbox, SandboxSpec, Snapshot
 from tests.consumers.house import House
+from tests.contracts.waiting import soon
 
 LIMITS = Limits()
 
@@ -113,6 +114,42 @@ async def test_a_tender_that_takes_over_a_closing_session_ends_it_in_good_order(
     chunks_there = await house.chunks(session)
     assert {chunk.kind for chunk in chunks_there} == {"data"}
     assert closed.final_offset == chunks_there[-1].end
+
+
+class WorkerDied(Exception):
+    """kill -9, as far as this process goes."""
+
+
+class LastDeed(LocalSandboxes):
+    """Waits until a sandbox has ended by itself instead of removing it; there its worker dies."""
+
+    async def delete(self, name: str, uid: str) -> None:
+        await soon(self.gone(name, uid))
+        raise WorkerDied
+
+
+async def test_an_agent_leaves_once_its_sessions_end_is_recorded(
+    tmp_path: Path, deserted: tuple[House, str], python: Path
+) -> None:
+    """Before anybody removes its sandbox; a worker that dies then leaves an end that the next one need only finish."""
+    house, session = deserted
+    control = await house.context.controls.get(session, await house.session(session))
+    await control.input("i1", b"echo last; exit 7\r")
+    rival = LastDeed(tmp_path / "state" / "sandboxes", limits=LIMITS, python=python)
+    event = SessionOpened(epoch=(await house.session(session)).epoch)
+    tending = tend_session(
+        replace(house.fellow(), sandboxes=rival), session, event, message_id="m", attempt=1, stopping=asyncio.Event()
+    )
+    with pytest.raises(WorkerDied):
+        await soon(tending)
+    assert (await house.session(session)).state is SessionState.CLOSING
+    await _tended_again(house, session)
+    closed = await house.until_state(session, SessionState.CLOSED)
+    assert closed.reason == "The shell exited with code 7."
+    assert {chunk.kind for chunk in await house.chunks(session)} == {"data"}
+    transcript = await house.transcript(session)
+    assert transcript.endswith(b"last\r\nexit\r\n")
+    assert closed.final_offset == len(transcript)
 
 
 class ClosedMeanwhile(LocalSandboxes):

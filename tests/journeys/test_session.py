@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+from producers.sessions import DEFAULT_PAGE
 from tests.journeys.stack import Stack, User
 
 
@@ -68,6 +69,14 @@ async def test_ctrl_c_ends_an_endless_loop(alice: User) -> None:
     record = await alice.ended(session, command)
     assert record["exitCode"] == 130
     assert (await alice.run(session, "echo still here"))[1] == b"still here\r\n"
+
+
+async def test_the_last_of_many_commands_is_found(alice: User) -> None:
+    """A list of commands comes in pages, and a long session has more than one."""
+    session = await alice.ready()
+    for _ in range(DEFAULT_PAGE):
+        await alice.execute(session, "true")
+    assert (await alice.run(session, "echo last"))[1] == b"last\r\n"
 
 
 async def test_a_waiting_command_can_be_cancelled(alice: User) -> None:

@@ -50,10 +50,13 @@ class PodWorker:
         self._kubelet.etcd.change(self._key, self.uid, lambda pod: change(pod, *args, **options))
 
     def terminate(self, grace: float) -> None:
-        """End it within the grace period, in seconds, and remove it; a second call sets another period."""
-        if self._end is not None:
-            self._end.cancel()
-        self._end = self._kubelet.spawn(self._terminate(grace))
+        """End it within the grace period, in seconds, and remove it.
+
+        A second call with a shorter one changes nothing: a kubelet does not call off the stop of a container
+        (kubernetes/kubernetes#113606).
+        """
+        if self._end is None or self._end.done():
+            self._end = self._kubelet.spawn(self._terminate(grace))
 
     async def kill(self, send: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to its first process, behind everybody's back."""

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from consumers.tend_session import CAUSE_SECONDS
+from infra.adapters.kube_pod import GRACE_SECONDS
 from tests.contracts.waiting import soon
 from tests.journeys.conftest import MakeStack, make_stack
 from tests.journeys.stack import Stack, User
+from tests.kube.client import PODS as POD_PATH
+from tests.kube.client import client
 from tests.kube.faults import Fault
 from tests.kube.rights import WORKER
 from tests.kube.server import ApiServer
@@ -163,6 +167,31 @@ async def test_a_sandbox_taken_away_with_notice_ends_its_session_in_good_order(
     assert status["state"] == "closed"
     assert words in status["reason"], status["reason"]
     assert (await alice.ended(session, command))["state"] == "killed"
+
+
+async def test_a_pod_deleted_with_its_whole_grace_does_not_take_it(cluster: Cluster, alice: User) -> None:
+    """The session ends when its last word is recorded: nobody has to wait for the agent to give up."""
+    session = await alice.ready()
+    command = await alice.execute(session, "echo before; sleep 600")
+    await alice.until_output(session, b"before\r\n")
+    async with client(cluster.api) as kube:
+        await kube.call("DELETE", f"{POD_PATH}/{cluster.pod()}")
+        async with asyncio.timeout(GRACE_SECONDS / 2):
+            output = await alice.transcript(session)
+    assert (output.end, output.gaps) == ({"finalOffset": output.offset}, [])
+    status = await alice.status(session)
+    assert (status["state"], status["reason"]) == ("closed", "The session is closed. It was deleted.")
+    record = await alice.ended(session, command)
+    assert (record["state"], record["exitCode"]) == ("killed", None)
+
+
+async def test_a_shell_that_its_user_hangs_up_says_so_at_once(alice: User) -> None:
+    """Its sandbox ends by itself as soon as it may, and then it is known that nobody took it away."""
+    session = await alice.ready()
+    await alice.execute(session, "kill -HUP $$")
+    async with asyncio.timeout(CAUSE_SECONDS / 2):
+        await alice.transcript(session)
+    assert (await alice.status(session))["reason"] == "The session is closed. The shell was killed by signal 1."
 
 
 async def test_a_shell_that_its_user_kills_says_so(alice: User) -> None:
