@@ -3,6 +3,9 @@ PYTHON ?= python3
 PORT ?= 8080
 PROFILE ?= embedded
 SANDBOXES ?= local
+BUILDER ?= $(shell for each in docker podman buildah; do $$each info >/dev/null 2>&1 && echo $$each && break; done)
+BUILD_OPTIONS ?=
+TAG ?= dev
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -61,6 +64,12 @@ check-manifests: $(VENV)/.dev .venv-checkov/.made ## checkov on every build of t
 	.venv-checkov/bin/checkov --framework kubernetes --compact --quiet --skip-download --directory "$$builds"
 	.venv-checkov/bin/checkov --framework dockerfile --compact --quiet --skip-download --directory infra/images
 
+images: ## both images with docker, podman or buildah, whichever works; TAG=dev, BUILDER=, BUILD_OPTIONS=, see docs/kubernetes.md
+	@builder="$(BUILDER)" && test -n "$$builder" || { echo "no docker, podman or buildah works here" >&2; exit 1; }; \
+	for image in python-terminal worker; do \
+		$$builder build $(BUILD_OPTIONS) --file infra/images/$$image/Dockerfile --tag pigeon/$$image:$(TAG) . || exit; \
+	done
+
 cluster: $(VENV)/.runtime ## a Kubernetes cluster on this machine, as root, without a registry: docs/cluster.md
 	@$(BIN)/python -m infra.cluster up
 
@@ -83,4 +92,4 @@ lock: ## resolve the dependencies anew (needs uv)
 clean: ## remove the environment; sessions and their transcripts in .pigeon stay
 	rm -rf $(VENV) .venv-checkov
 
-.PHONY: help up demo check test test-fast test-emulators test-cluster check-manifests cluster cluster-down bench schemas lock clean
+.PHONY: help up demo check test test-fast test-emulators test-cluster check-manifests images cluster cluster-down bench schemas lock clean

@@ -1,4 +1,4 @@
-"""What is built once and cached: the Kubernetes binary, the pause program, the terminal's root file system."""
+"""What is built once and cached: the Kubernetes binary, the pause program, the images' root file systems."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ BINARY_SOURCES = ("go.mod", "go.sum", "main.go")
 PAUSE_SOURCE = SOURCE / "pause" / "pause.c"  # in a folder of its own, since Go refuses C beside it
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-pip", "procps", "ca-certificates")  # beside what every Debian has
+BASE_SUITE = "trixie"  # its Python is 3.13; the libraries that the images pin no longer run on bookworm's 3.11
+BASE_PACKAGES = ("python3-venv", "ca-certificates")
 LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 DEMOTE = '--customize-hook=find "$1" -xdev -type f -perm /6000 -exec chmod a-s {} +'  # no set-user-id program is needed
+UPSTREAM_PIP = '--customize-hook=chroot "$1" python3 -m venv /usr/local'  # Debian's pip may not change apt's
 VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 NICE = ("nice", "-n", "10")  # a build of many minutes; whoever works on this machine goes first
 
@@ -38,7 +41,15 @@ def pause_binary() -> Path:
 
 def root_filesystem() -> Path:
     """A tar archive of a small Debian with Python. Raises ClusterFailed where it cannot be made."""
-    return _cached("rootfs.tar", _hash(repr(_bootstrap_options()).encode()), _bootstrap)
+    return _bootstrapped("rootfs.tar", SUITE, *_bootstrap_options(PACKAGES, DEMOTE))
+
+
+def base_filesystem() -> Path:
+    """A tar archive of a small Debian with Python and pip in /usr/local, where Python's official image has them.
+
+    Raises ClusterFailed where it cannot be made.
+    """
+    return _bootstrapped("base.tar", BASE_SUITE, *_bootstrap_options(BASE_PACKAGES, UPSTREAM_PIP))
 
 
 def _compile_kube(target: Path) -> None:
@@ -70,13 +81,16 @@ def _compile_pause(target: Path) -> None:
     _run(("gcc", "-Os", "-s", "-static", "-Wall", "-Werror", "-o", str(target), str(PAUSE_SOURCE)))
 
 
-def _bootstrap(target: Path) -> None:
-    _run((*NICE, "mmdebstrap", *_bootstrap_options(), SUITE, str(target)))
+def _bootstrapped(name: str, suite: str, *options: str) -> Path:
+    def bootstrap(target: Path) -> None:
+        _run((*NICE, "mmdebstrap", *options, suite, str(target)))
+
+    return _cached(name, _hash(repr((suite, options)).encode()), bootstrap)
 
 
-def _bootstrap_options() -> tuple[str, ...]:
+def _bootstrap_options(packages: tuple[str, ...], hook: str) -> tuple[str, ...]:
     excluded = (f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT)
-    return ("--quiet", "--format=tar", "--variant=minbase", f"--include={','.join(PACKAGES)}", DEMOTE, *excluded)
+    return ("--quiet", "--format=tar", "--variant=minbase", f"--include={','.join(packages)}", hook, *excluded)
 
 
 def _cached(name: str, digest: str, make: Callable[[Path], None]) -> Path:

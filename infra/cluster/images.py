@@ -43,6 +43,12 @@ TERMINAL_CONFIG = {
 }
 
 
+BASE_CONFIG = {
+    "Env": ["PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"],
+    "Cmd": ["python3"],
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image of one or more tar layers, lowest first; `config` is the `config` object of the OCI image spec."""
@@ -95,6 +101,11 @@ def terminal(names: tuple[str, ...], root_filesystem: Path) -> Image:
     return Image(names, (root_filesystem, layer.getvalue()), TERMINAL_CONFIG)
 
 
+def base(name: str, root_filesystem: Path) -> Image:
+    """What stands in for the official image of Python: its paths, but Debian's build and another release."""
+    return Image((name,), (root_filesystem,), BASE_CONFIG)
+
+
 def _compiled(source: Path) -> bytes:
     """Compiling the agent is more than half of its start, and a pod has a quarter of a core for it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -113,13 +124,18 @@ def write_all(layout: Layout) -> None:
 
 def load(layout: Layout, snapshotter: str) -> None:
     """Give containerd, which runs, the archives that were written. Raises ClusterFailed if it refuses one."""
-    ctr = ("ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io")
     for archive in sorted(layout.images.glob("*.tar")):
-        command = (*ctr, "images", "import", "--snapshotter", snapshotter, str(archive))
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise ClusterFailed(f"containerd refused {archive.name}: {done.stderr.strip()}")
+        load_archive(layout, snapshotter, archive)
         archive.unlink()
+
+
+def load_archive(layout: Layout, snapshotter: str, archive: Path) -> None:
+    """Give containerd, which runs, one archive of OCI's or Docker's kind. Raises ClusterFailed if it refuses it."""
+    ctr = ("ctr", "--address", str(layout.containerd_socket), "--namespace", "k8s.io")
+    command = (*ctr, "images", "import", "--snapshotter", snapshotter, str(archive))
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise ClusterFailed(f"containerd refused {archive.name}: {done.stderr.strip()}")
 
 
 def _member(archive: Path, name: str) -> bytes:

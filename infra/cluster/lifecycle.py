@@ -80,6 +80,15 @@ def load(layout: Layout) -> None:
         images.load(layout, running.snapshotter)
 
 
+def load_archive(layout: Layout, archive: Path) -> None:
+    """Give a cluster that runs one image more, from an archive. Raises ClusterFailed where no cluster runs."""
+    with _locked(layout):
+        running = _running(layout)
+        if not (running and running.alive):
+            raise ClusterFailed("no cluster runs here")
+        images.load_archive(layout, running.snapshotter, archive)
+
+
 def is_ready(layout: Layout) -> bool:
     """Whether a pod could be run now."""
     running = _running(layout)

@@ -30,6 +30,7 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "gcc": "gcc",
     "/usr/include/stdio.h": "libc6-dev",
+    "buildah": "buildah",
 }
 POLICY = Path("/usr/sbin/policy-rc.d")
 SERVICES = {"etcd-server": "etcd", "containerd": "containerd"}

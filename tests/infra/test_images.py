@@ -147,13 +147,27 @@ def test_any_user_id_can_use_the_image() -> None:
     assert of(TERMINAL, "WORKDIR")[0].rest == WORKSPACE
 
 
+def test_whoever_builds_it_can_be_read_by_its_user() -> None:
+    """A checkout made under umask 077 has files that only their owner reads; a copy in an image is root's."""
+    *_, copied = (index for index, each in enumerate(instructions(TERMINAL)) if each.verb == "COPY")
+    assert instructions(TERMINAL)[copied + 1].rest.endswith("chmod -R a+rX /opt/pigeon")
+
+
+@images
+def test_no_program_changes_its_user(image: Path) -> None:
+    """The base has su, mount and others, and so has every stage that starts from it: the last is what counts."""
+    *_, last = (index for index, each in enumerate(instructions(image)) if each.verb == "FROM")
+    made = " ".join(each.rest for each in instructions(image)[last:] if each.verb == "RUN")
+    assert "find / -xdev -type f -perm /6000 -exec chmod a-s {} +" in made
+
+
 def test_no_build_tools_are_left() -> None:
     """The worker's environment is copied without the tools that made it; the terminal's base has no compiler."""
     stages = [index for index, each in enumerate(instructions(WORKER)) if each.verb == "FROM"]
     assert len(stages) == 2
     last = instructions(WORKER)[stages[-1] :]
-    assert [each.verb for each in last] == ["FROM", "COPY", "ENV", "USER", "WORKDIR", "CMD"]
-    assert "pip uninstall --yes hatchling pip" in of(WORKER, "RUN")[-1].rest
+    assert [each.verb for each in last] == ["FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "CMD"]
+    assert "pip uninstall --yes hatchling pip" in of(WORKER, "RUN")[-2].rest
     assert "build-essential" not in (TERMINAL / "Dockerfile").read_text()
 
 
