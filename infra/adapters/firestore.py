@@ -17,7 +17,7 @@ from google.cloud.firestore_v1.services.firestore.transports import FirestoreGrp
 from infra.adapters import firestore_writes as writes
 from infra.adapters.firestore_calls import Calls, ReadRequest
 from infra.adapters.firestore_listen import listener
-from infra.adapters.firestore_queries import query_request, query_target
+from infra.adapters.firestore_queries import newest_target, query_request
 from infra.adapters.firestore_values import Database, Message, version_of
 from infra.adapters.firestore_writes import Change
 from infra.clock import ServiceClock, SystemClock
@@ -35,12 +35,11 @@ logger = logging.getLogger(__name__)
 START_TRIES = 3  # of the first call, of CALL_SECONDS each
 RETRY_PAUSE = 0.02  # seconds at most before a transaction's second try, growing with each
 MAX_PAGE_BYTES = 2 * MIB  # of one page of history; a larger document comes alone
-LISTENED = 16  # documents that a listener sees past its anchor
-REANCHOR_AFTER = LISTENED // 2  # of them delivered; the emulator sends all of them again with each new one
+LISTENED = 4  # newest documents that a listener sees: the emulator sends all of them again with each new one
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds before a listener that was cut off is opened again, doubling
 
 SIZES = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
-QUIET_SECONDS = 15.0  # a follower looks anew after this: a listener that missed a document is rare, and would be silent
+QUIET_SECONDS = 30.0  # a follower looks anew after this: a listener that missed a document would be silent
 RECONNECTS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 2_000))
 KEEPALIVES = (("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000))
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)  # else equal channels share one, and its limit of streams
@@ -210,25 +209,36 @@ class FirestoreStore:
                 yield None if document is None else self._database.snapshot(document)
 
     async def _onward(self, collection: str, after: str, limit: int) -> AsyncGenerator[list[Snapshot], None]:
-        """Pages of history, then what a listener sees, until it sees no further or has seen nothing for a while."""
+        """Pages of history, then what a listener sees, and pages of what it skipped, until it has seen nothing for a
+        while.
+
+        The emulator never tells a listener of what is committed between its first look and its start: so the first
+        state is followed by a look at the pages, and a listener is aimed once.
+        """
         while page := await self._page(collection, after, limit):
             after = page[-1].id
             yield page
         async with listener(self._calls, self._database) as listening:
-            seen = REANCHOR_AFTER
-            while seen < LISTENED:
-                if seen >= REANCHOR_AFTER:
-                    ahead = Query(collection, after=after, limit=LISTENED)
-                    await listening.aim(partial(query_target, self._database, ahead))
+            await listening.aim(partial(newest_target, self._database, collection, after, LISTENED))
+            started = False
+            while True:
                 try:
                     async with asyncio.timeout(QUIET_SECONDS):
                         shown = await listening.state()
                 except TimeoutError:
                     return
-                seen = len(shown)
+                if not started or self._skipped(shown, collection, after):
+                    started = True
+                    while page := await self._page(collection, after, limit):
+                        after = page[-1].id
+                        yield page
                 for batch in self._batches(shown, collection, after, limit):
                     after = batch[-1].id
                     yield batch
+
+    def _skipped(self, shown: Mapping[str, Message], collection: str, after: str) -> bool:
+        """Whether there may be documents after the last one that was seen and before those shown."""
+        return len(shown) == LISTENED and min(shown) > self._database.document(f"{collection}/{after}")
 
     def _batches(self, shown: Mapping[str, Message], collection: str, after: str, limit: int) -> list[list[Snapshot]]:
         """What is new of the documents shown."""

@@ -18,10 +18,14 @@ def query_request(database: Database, query: Query) -> Message:
     return request
 
 
-def query_target(database: Database, query: Query, target: Message) -> None:
-    """The same as what a listener listens to."""
-    target.query.parent, _ = database.parent(query.collection)
-    _structure(database, query, target.query.structured_query)
+def newest_target(database: Database, collection: str, after: str, count: int, target: Message) -> None:
+    """As what a listener listens to: the newest `count` documents whose ids are greater than `after`."""
+    target.query.parent, _ = database.parent(collection)
+    structured = target.query.structured_query
+    _structure(database, Query(collection, descending=True, limit=count), structured)
+    if after:
+        structured.end_at.values.add().string_value = after
+        structured.end_at.before = True
 
 
 def _structure(database: Database, query: Query, structured: Message) -> None:

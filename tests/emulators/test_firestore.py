@@ -16,7 +16,7 @@ from infra.adapters.firebase_token import unsigned
 from infra.adapters.firestore import LISTENED, FirestoreStore, firestore_store
 from infra.adapters.firestore_calls import Calls, ListenRequest, ListenResponse
 from infra.adapters.firestore_listen import View
-from infra.adapters.firestore_queries import query_target
+from infra.adapters.firestore_queries import newest_target
 from infra.adapters.firestore_values import HIDDEN, Database
 from infra.clock import ServiceClock, SystemClock
 from infra.emulators import FIRESTORE
@@ -39,7 +39,7 @@ async def store(firestore_host: str, project: str) -> AsyncIterator[FirestoreSto
 
 
 async def test_a_flood_is_followed_to_its_end(store: FirestoreStore) -> None:
-    """More new documents than a listener sees past its anchor: nothing is left out."""
+    """More new documents than a listener sees: nothing is left out."""
     async with listening(store.follow("sessions/s1/chunks", limit=5)) as batches:
         seen: list[str] = []
         for burst in range(3):
@@ -175,7 +175,7 @@ class TestTheEmulator:
     async def test_sends_a_listeners_whole_result_again(
         self, store: FirestoreStore, firestore_host: str, project: str
     ) -> None:
-        """The cloud sends what has changed; so our listeners see few documents and move on."""
+        """The cloud sends what has changed; so our listeners see only the newest few."""
         database = Database(project)
         metadata = (*OWNER, ("google-cloud-resource-prefix", database.name))
         calls = Calls(lambda: grpc.aio.insecure_channel(firestore_host), metadata, ServiceClock(SystemClock()))
@@ -183,11 +183,11 @@ class TestTheEmulator:
         async with calls.listen() as call:
             request = ListenRequest(database=database.name)
             request.add_target.target_id = 1
-            query_target(database, Query("sessions/s1/chunks", limit=9), request.add_target)
+            newest_target(database, "sessions/s1/chunks", "", 9, request.add_target)
             await call.write(request)
             assert await _sent(call, "documents/sessions/s1/chunks/0") == 1
             await store.create("sessions/s1/chunks/1", {})
-            assert await _sent(call, "documents/sessions/s1/chunks/1") == 2
+            assert await _sent(call, "documents/sessions/s1/chunks/0") == 2
         await calls.close()
 
     async def test_has_no_descending_order_by_name(self, firestore_host: str, project: str) -> None:
