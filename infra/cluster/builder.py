@@ -36,14 +36,14 @@ class Builder:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._folder = folder
+        self.home = folder / "home"  # of the build's root
         self._command = ("buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run"))
 
     def build_all(self) -> None:
         """Build both images with `make images`, tagged TAG. Raises ClusterFailed, with the end of the log."""
         self._add_base()
-        home = self._folder / "home"
-        write_pip_configuration(home)
-        options = (ISOLATION, "--pull-never", "--volume", f"{home}:{HOME}:ro")
+        write_pip_configuration(self.home)
+        options = (ISOLATION, "--pull-never", "--volume", f"{self.home}:{HOME}:ro")
         variables = (f"BUILDER={shlex.join(self._command)}", f"TAG={TAG}", f"BUILD_OPTIONS={shlex.join(options)}")
         _run(*build.NICE, "make", "--directory", str(ROOT), "images", *variables)
 
