@@ -290,8 +290,8 @@ async def kube_api(settings: KubeSettings) -> AsyncIterator[KubeApi]:
     """A client of the cluster that the settings name. Raises NoCluster."""
     access = await load(settings)
     connector = aiohttp.TCPConnector(limit=0, ssl=access.tls or True)
-    factory: functools.partial[ResponseHandler] = functools.partial(_Connection, loop=asyncio.get_running_loop())
-    connector._factory = factory
+    connection: type[ResponseHandler] = _Connection
+    connector._factory = functools.partial(connection, loop=asyncio.get_running_loop())
     patience = aiohttp.ClientTimeout(total=TRY_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=patience, trust_env=False) as session:
         yield KubeApi(access, session, settings.namespace)
