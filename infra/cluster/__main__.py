@@ -1,4 +1,4 @@
-"""`python -m infra.cluster build|up|load|down|status`."""
+"""`python -m infra.cluster build|up|load|images|down|status`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from infra.cluster import build, lifecycle
+from infra.cluster import build, builder, lifecycle
 from infra.cluster.layout import ClusterFailed, Layout
 
 STATE = Path(".pigeon") / "cluster"
@@ -33,6 +33,8 @@ def _do(verb: str, layout: Layout) -> int:
         lifecycle.up(layout)
     if verb == "load":
         lifecycle.load(layout)
+    if verb == "images":
+        builder.build_and_load(layout)
     if not lifecycle.is_ready(layout):
         print("not running")  # noqa: T201
         return 1
@@ -48,7 +50,7 @@ def _describe(layout: Layout) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m infra.cluster", description="a Kubernetes cluster of one node")
-    parser.add_argument("verb", choices=("build", "up", "load", "down", "status"))
+    parser.add_argument("verb", choices=("build", "up", "load", "images", "down", "status"))
     parser.add_argument("--state", type=Path, default=STATE, help="its folder; default .pigeon/cluster")
     return parser.parse_args()
 

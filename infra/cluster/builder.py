@@ -12,17 +12,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from ssl import get_default_verify_paths
 
-from infra.cluster import build, images
-from infra.cluster.layout import ROOT, ClusterFailed
+from infra.cluster import build, images, lifecycle, machine
+from infra.cluster.layout import ROOT, ClusterFailed, Layout
 
 REGISTRY = "docker.io/library/"
 DOCKERFILE = ROOT / "infra" / "images" / "python-terminal" / "Dockerfile"
+ALONE = ("unshare", "--mount")  # else the store stays mounted, and cannot be removed
 ISOLATION = "--isolation=chroot"
+SESSION_IMAGE = "pigeon/python-terminal"
 HOME = "/root"  # of the build, where pip looks for its configuration; what is mounted leaves no trace in a layer
 PIP_CONFIG = Path(".config") / "pip" / "pip.conf"
 PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout")
@@ -37,7 +40,7 @@ class Builder:
         folder.mkdir(parents=True)
         self._folder = folder
         self.home = folder / "home"  # of the build's root
-        self._command = ("buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run"))
+        self._command = (*ALONE, "buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run"))
 
     def build_all(self) -> None:
         """Build both images with `make images`, tagged TAG. Raises ClusterFailed, with the end of the log."""
@@ -59,7 +62,6 @@ class Builder:
 
     def remove(self) -> None:
         """Take the store away."""
-        self._buildah("rmi", "--all", "--force")
         shutil.rmtree(self._folder)
 
     def _add_base(self) -> None:
@@ -83,6 +85,18 @@ class Builder:
 
 def _built(image: str) -> str:
     return f"localhost/{image}:{TAG}"
+
+
+def build_and_load(layout: Layout) -> None:
+    """Give a cluster that runs the session's image as its Dockerfile makes it, tagged TAG. Raises ClusterFailed."""
+    if not lifecycle.is_ready(layout):
+        raise ClusterFailed("no cluster runs here")
+    machine.install()
+    with tempfile.TemporaryDirectory(prefix="pigeon-images-") as folder:
+        builder, archive = Builder(Path(folder) / "builder"), Path(folder) / "image.tar"
+        builder.build_all()
+        builder.export(SESSION_IMAGE, archive)
+        lifecycle.load_archive(layout, archive)
 
 
 def base_name() -> str:
