@@ -279,7 +279,8 @@ class KubeSandboxes(Sandboxes):
             async with asyncio.timeout(GREETING_SECONDS):
                 if not await stream.speaks():
                     raise AgentUnreachable(stream.why())
-            await self._living(name, uid)  # exec goes by the name: it must have been this incarnation's throughout
+            await self._fresh(name, uid)  # exec goes by the name: it must have been this incarnation's throughout
+            await self._living(name, uid)
         except TimeoutError as error:
             await stream.close()
             raise AgentUnreachable("it says nothing") from error

@@ -105,7 +105,11 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 async def load(settings: KubeSettings) -> Access:
     """Read the configuration that `settings.access` names. Raises NoCluster."""
-    return await asyncio.to_thread(_load, settings)
+    try:
+        async with asyncio.timeout(REFRESH_SECONDS):
+            return await _in_thread(functools.partial(_load, settings))
+    except TimeoutError as error:
+        raise NoCluster(f"no cluster can be reached ({settings.access}): its configuration took too long") from error
 
 
 def _load(settings: KubeSettings) -> Access:
@@ -141,7 +145,7 @@ def _in_cluster(configuration: Configuration) -> None:
     load_incluster_config(configuration, try_refresh_token=False)  # type: ignore[no-untyped-call]
 
     def reread(current: Configuration) -> None:
-        current.api_key["BearerToken"] = f"Bearer {ACCOUNT.read_text().strip()}"
+        current.api_key["BearerToken"] = f"Bearer {ACCOUNT.read_text()}"
 
     configuration.refresh_api_key_hook = reread  # type: ignore[assignment]
 
@@ -193,7 +197,7 @@ def _access(settings: KubeSettings) -> Access:
 
 def _token(configuration: Configuration) -> str | None:
     found: str | None = configuration.get_api_key_with_prefix("BearerToken", "authorization")
-    return found
+    return found.strip() if found else None  # files end in a new line
 
 
 def _tls(configuration: Any) -> ssl.SSLContext:

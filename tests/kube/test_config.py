@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import ssl
 import sys
 import threading
@@ -120,9 +121,24 @@ async def test_a_token_that_was_refused_is_not_had_from_memory(tmp_path: Path) -
         source.write_text("first")
         access = await load(kubeconfig(tmp_path / "config", user))
         assert await access.headers() == {"Authorization": "Bearer first"}
-        source.write_text("second")
+        source.write_text("second\n")
         access.refused()
         assert await access.headers() == {"Authorization": "Bearer second"}
+
+
+async def test_a_plugin_that_hangs_from_the_start_is_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker says at its start that it has none; it does not stand there."""
+    monkeypatch.setattr(kube_config, "REFRESH_SECONDS", 0.2)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    settings = kubeconfig(tmp_path / "config", _shell_plugin(tmp_path / "plugin", f"cat {gate}"))
+    try:
+        with pytest.raises(NoCluster, match="too long"):
+            await soon(load(settings))
+    finally:
+        await soon(asyncio.to_thread(gate.write_text, "late"))
 
 
 async def test_a_plugin_that_fails_makes_nobody_of_us(tmp_path: Path) -> None:

@@ -332,6 +332,22 @@ async def test_a_refused_exec_is_tried_again(api: ApiServer, sandboxes: KubeSand
     assert await greeting(sandboxes, made)
 
 
+async def test_no_connection_leads_into_a_later_pod_of_the_name(
+    api: ApiServer, settings: KubeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exec goes by the name, and a worker whose watch is dead still takes the older one for alive."""
+    monkeypatch.setattr(kube, "START_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(kube, "LOOK_SECONDS", 0.2)
+    api.faults.add(Fault("GET", "watch=1", freeze=0, times=1_000))
+    async with kube_sandboxes(settings) as blind, kube_sandboxes(settings) as peer:
+        old = await started(blind, "one", "s-one")
+        await soon(peer.delete("one", old.uid))
+        new = await started(peer, "one", "s-one")
+        with pytest.raises(SandboxGone):
+            await soon(blind.connect("one", old.uid))
+        assert await greeting(blind, new)
+
+
 async def test_a_server_that_refuses_every_exec_is_not_stormed(
     api: ApiServer, sandboxes: KubeSandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
