@@ -143,7 +143,7 @@ class MachineNode:
         return {trace for trace in traces if await asyncio.to_thread(self._exists, trace)}
 
     def _agents(self, uid: str) -> list[int]:
-        return [pid for pid in processes(uid) if b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+        return [pid for pid in processes(uid) if b"serve" in _command(pid)]
 
     def _exists(self, trace: str) -> bool:
         if not trace.startswith("pod "):
@@ -153,6 +153,14 @@ class MachineNode:
             return str(self._cluster.object("pod", name)["metadata"]["uid"]) == uid
         except KubectlFailed:
             return False
+
+
+def _command(pid: int) -> list[bytes]:
+    """The words of a process's command line; none where it has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 def processes(uid: str) -> list[int]:
