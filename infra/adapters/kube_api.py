@@ -7,8 +7,8 @@ import functools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -122,7 +122,8 @@ class KubeApi:
             ) as response:
                 if response.status != 200:
                     await self._refuse(response)
-                yield _events(response.content)
+                async with aclosing(_events(response.content)) as events:
+                    yield events
         except aiohttp.SocketTimeoutError as error:
             raise Expired("the watch of the pods said nothing for too long") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -257,7 +258,7 @@ def _retry_after(response: aiohttp.ClientResponse) -> float:
         return 0.0
 
 
-async def _events(content: aiohttp.StreamReader) -> AsyncIterator[tuple[str, Object]]:
+async def _events(content: aiohttp.StreamReader) -> AsyncGenerator[tuple[str, Object], None]:
     """One JSON object a line; an object may be longer than the reader's own limit for lines."""
     rest = b""
     async for piece in content.iter_any():
