@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 START_TRIES = 3  # of the first call, of CALL_SECONDS each
 RETRY_PAUSE = 0.02  # seconds at most before a transaction's second try, growing with each
 MAX_PAGE_BYTES = 2 * MIB  # of one page of history; a larger document comes alone
-LISTENED = 4  # newest documents that a listener sees: the emulator sends all of them again with each new one
+LISTENED = 2  # newest documents that a listener sees: the emulator sends all of them again with each new one
 FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds before a listener that was cut off is opened again, doubling
 
 SIZES = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))

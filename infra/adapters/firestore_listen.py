@@ -12,6 +12,7 @@ from infra.adapters.firestore_calls import Calls, ListenRequest, received, trans
 from infra.adapters.firestore_values import Database, Message
 from schemas.errors import StoreUnavailable
 
+TARGET = 1  # the only one of its stream
 START_SECONDS = 10.0  # until a target shows its documents for the first time
 
 
@@ -59,27 +60,21 @@ class View:
 
 
 class Listener:
-    """One Listen stream, aimed at one target at a time."""
+    """One Listen stream, aimed at one target."""
 
     def __init__(self, call: grpc.aio.StreamStreamCall, database: Database) -> None:
         self._call = call
         self._database = database
-        self._view = View(0)
+        self._view = View(TARGET)
         self._started = False
 
     async def aim(self, fill: Callable[[Message], None]) -> None:
-        """Listen to what `fill` makes of a target instead of what was listened to. Raises StoreUnavailable."""
-        requests = []
-        if self._view.target:
-            requests.append(ListenRequest(database=self._database.name, remove_target=self._view.target))
-        self._view = View(self._view.target + 1)
-        self._started = False
+        """Listen to what `fill` makes of a target; once, and before `state`. Raises StoreUnavailable."""
         request = ListenRequest(database=self._database.name)
-        request.add_target.target_id = self._view.target
+        request.add_target.target_id = TARGET
         fill(request.add_target)
         with translated():
-            for one in [*requests, request]:
-                await self._call.write(one)
+            await self._call.write(request)
 
     async def state(self) -> dict[str, Message]:
         """The documents by name, when they have been put together anew. Raises StoreUnavailable."""
