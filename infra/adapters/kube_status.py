@@ -8,7 +8,7 @@ from datetime import datetime
 from signal import SIGKILL
 from typing import Any
 
-from infra.adapters.kube_pod import AGENT_LABEL, IMAGE_LABEL, SESSION_LABEL
+from infra.adapters.kube_pod import AGENT_LABEL, CONTAINER, IMAGE_LABEL, SESSION_LABEL
 from schemas.ports import Phase, Sandbox
 
 SIGNALS = 128  # an exit code above this is the number of the signal that ended the process
@@ -191,10 +191,11 @@ def _says(said: str, any_of: Sequence[str]) -> bool:
 
 
 def _state(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state of its container: running, waiting or terminated, whichever is a key."""
+    """The state of our container, whatever others a cluster adds: running, waiting or terminated is its only key."""
     for container in status.get("containerStatuses") or ():
-        state: Mapping[str, Any] = container.get("state") or {}
-        return state
+        if container.get("name") == CONTAINER:
+            state: Mapping[str, Any] = container.get("state") or {}
+            return state
     return {}
 
 

@@ -155,6 +155,17 @@ def test_a_running_container_is_a_running_sandbox() -> None:
     assert judge(raw(state("Running", STARTED))).phase is Phase.RUNNING
 
 
+def test_only_our_own_container_counts() -> None:
+    """A mesh or a policy may put one of its own beside it, and kubelets tell of them by name."""
+    added = {"name": "proxy", "state": STARTED}
+    creating = {"name": "sandbox", "state": {"waiting": {"reason": "ContainerCreating"}}}
+    status = {"phase": "Pending", "conditions": [SCHEDULED], "containerStatuses": [added, creating]}
+    assert judge(raw(status)).phase is Phase.STARTING
+    over = {"name": "sandbox", "state": exited(137)}
+    ended = judge(raw({"phase": "Running", "containerStatuses": [added, over]}))
+    assert (ended.phase, ended.reason) == (Phase.ENDED, "it was killed from outside (signal 9)")
+
+
 def test_a_pod_that_is_being_ended_serves_to_the_last() -> None:
     """Within its grace its agent still gives out what was printed; when the container is over, so is the sandbox."""
     leaving = {"deletionTimestamp": "2026-11-23T02:00:00Z"}

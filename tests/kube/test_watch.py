@@ -33,7 +33,10 @@ def raw(version: int, phase: str, uid: str = "u") -> dict[str, Any]:
         "creationTimestamp": "2026-11-23T01:00:00Z",
     }
     state = {"Pending": {}, "Running": {"running": {}}, "Failed": {"terminated": {"exitCode": 137}}}[phase]
-    return {"metadata": metadata, "status": {"phase": phase, "containerStatuses": [{"state": state}]}}
+    return {
+        "metadata": metadata,
+        "status": {"phase": phase, "containerStatuses": [{"name": "sandbox", "state": state}]},
+    }
 
 
 @pytest.fixture
