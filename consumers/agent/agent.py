@@ -748,17 +748,22 @@ class Terminal:
         self._buffer = bytearray(self.BATCH)
         self._view = memoryview(self._buffer)
 
-    def start(self, argv: Sequence[str], env: Dict[str, str], cwd: str, size: bytes, limits: Dict[int, int]) -> None:
-        """Start the shell. `size` is a struct winsize; `limits` maps RLIMIT_* numbers to values."""
+    def start(
+        self, argv: Sequence[str], env: Dict[str, str], cwd: str, size: bytes, limits: Dict[int, int], nice: int
+    ) -> None:
+        """Start the shell, `nice` steps behind the agent. `size` is a struct winsize; `limits` maps RLIMIT_* numbers
+        to values."""
         pid, fd = os.forkpty()
         if pid == 0:
-            self._become_shell(argv, env, cwd, size, limits)
+            self._become_shell(argv, env, cwd, size, limits, nice)
         self.pid, self.fd = pid, fd
         os.set_blocking(fd, False)
         os.set_inheritable(fd, False)
 
     @staticmethod
-    def _become_shell(argv: Sequence[str], env: Dict[str, str], cwd: str, size: bytes, limits: Dict[int, int]) -> None:
+    def _become_shell(
+        argv: Sequence[str], env: Dict[str, str], cwd: str, size: bytes, limits: Dict[int, int], nice: int
+    ) -> None:
         try:
             fcntl.ioctl(0, termios.TIOCSWINSZ, size)
             attributes = termios.tcgetattr(0)
@@ -770,6 +775,7 @@ class Terminal:
             _reset_signals()
             for which, value in limits.items():
                 resource.setrlimit(which, (value, value))
+            os.nice(nice)
             os.chdir(cwd)
             os.execve(argv[0], list(argv), env)  # noqa: S606 - that is the purpose
         except BaseException as error:
@@ -1878,7 +1884,8 @@ class Session:
             )
         self._shell.prepare()
         env = self._shell.environment(self._settings.workspace, self._env)
-        self.terminal.start(self._shell.argv(), env, self._settings.workspace, self._size, self._settings.limits)
+        settings = self._settings
+        self.terminal.start(self._shell.argv(), env, settings.workspace, self._size, settings.limits, settings.nice)
         self._loop.later(START_SECONDS, self._release_input)
         self._watch()
 
@@ -2279,6 +2286,7 @@ class Settings:
         linger: float = 900.0,
         stranger: float = 10.0,
         status: float = 5.0,
+        nice: int = 0,
     ) -> None:
         self.workspace = workspace
         self.run_dir = run_dir
@@ -2289,6 +2297,7 @@ class Settings:
         self.linger = linger  # how long an ended session's output waits to be acked
         self.stranger = stranger  # how long a client may take to prove the key
         self.status = status  # between STATUS frames
+        self.nice = nice  # of the shell and what it runs
 
 
 class Agent:
@@ -2832,7 +2841,7 @@ def _empty(fd: int, buffer: bytearray) -> None:
 
 
 USAGE = """usage: agent.py serve (--socket PATH | --listen-fd N) --workspace DIR --run-dir DIR [--limit NAME=VALUE ...]
-                [--keepalive S] [--silence S] [--grace S] [--linger S] [--stranger S] [--status S]
+                [--nice N] [--keepalive S] [--silence S] [--grace S] [--linger S] [--stranger S] [--status S]
        agent.py attach --socket PATH [--silence S]
        agent.py control --socket PATH [--silence S]
 
@@ -2841,6 +2850,7 @@ USAGE = """usage: agent.py serve (--socket PATH | --listen-fd N) --workspace DIR
   --workspace  the user's directory, which is HOME too
   --run-dir    a private directory for the agent's small files
   --limit      resource limits of the shell, such as NPROC=128
+  --nice       by how much the shell and what it runs gives way to the agent, 0 to 19
   --keepalive, --silence, --grace, --linger, --stranger, --status  seconds, see docs/agent-protocol.md
 """
 _TIMES = ("keepalive", "silence", "grace", "linger", "stranger", "status")
@@ -2862,10 +2872,11 @@ def _work(words: Sequence[str]) -> Callable[[], int]:
     """What the command line asks for. Raises LookupError, ValueError or AttributeError if it is wrong."""
     verb = words[0]
     if verb == "serve":
-        options = _options(words[1:], ("socket", "listen_fd", "workspace", "run_dir", "limit", *_TIMES))
+        options = _options(words[1:], ("socket", "listen_fd", "workspace", "run_dir", "limit", "nice", *_TIMES))
         times = {name: float(options[name][-1]) for name in _TIMES if name in options}
         limits = dict(map(_limit, options.get("limit", [])))
-        settings = Settings(options["workspace"][-1], options["run_dir"][-1], limits, **times)
+        nice = int(options.get("nice", ["0"])[-1])
+        settings = Settings(options["workspace"][-1], options["run_dir"][-1], limits, nice=nice, **times)
         if "listen_fd" in options:
             fd = int(options["listen_fd"][-1])
             return lambda: _serve(settings, lambda: socket.socket(fileno=fd))

@@ -25,6 +25,7 @@ PYTHON = "python3"
 RUN_BYTES = 32 * MIB  # the agent's files of commands
 TMP_BYTES = 128 * MIB
 GRACE_SECONDS = 20  # from SIGTERM to SIGKILL; Spot nodes leave 25
+NICE = 10  # of user code: where 120 of its processes use all of a pod's processor, the agent still gets its turn
 GROUP = 1_000
 USER = 1_000
 OWN_USERS = range(100_000, 2_000_000_000)
@@ -183,7 +184,7 @@ def _command(spec: SandboxSpec) -> list[str]:
     return [
         *(PYTHON, "-I", "-S", AGENT, "serve", "--socket", AGENT_SOCKET),
         *("--workspace", WORKSPACE, "--run-dir", RUN_DIR, "--grace", str(GRACE_SECONDS)),
-        *("--limit", f"NPROC={spec.processes}", f"FSIZE={spec.file_bytes}"),
+        *("--limit", f"NPROC={spec.processes}", f"FSIZE={spec.file_bytes}", "--nice", str(NICE)),
     ]
 
 

@@ -210,6 +210,13 @@ def agent_of_nobody(directory: Path) -> Iterator[AgentProcess]:
             running.stop()
 
 
+def test_what_a_user_runs_gives_way_to_the_agent(tmp_path: Path) -> None:
+    """Where all share little processor, signals and keys still get through."""
+    with agent(tmp_path, "--nice", "7") as process:
+        own = os.getpriority(os.PRIO_PROCESS, process.process.pid)
+        assert Terminal(process).run("nice")[1] == b"%d\r\n" % (own + 7)
+
+
 def test_nothing_of_the_agent_is_inherited(terminal: Terminal) -> None:
     """The shell has its terminal and no other descriptor: no socket, no pipe of the agent."""
     printed = terminal.run("ls /proc/$$/fd")[1]
@@ -252,6 +259,7 @@ def other_pythons() -> list[str]:
         ["serve", "--socket", "s", "--workspace", ".", "--run-dir", ".", "--magic", "1"],
         ["serve", "--socket", "s", "--workspace", ".", "--run-dir", ".", "--limit", "MAGIC=1"],
         ["serve", "--socket", "s", "--workspace", ".", "--run-dir", ".", "--grace", "long"],
+        ["serve", "--socket", "s", "--workspace", ".", "--run-dir", ".", "--nice", "very"],
         ["serve", "x", "--socket", "s", "--workspace", ".", "--run-dir", "."],
         ["attach"],
         ["control", "--socket"],

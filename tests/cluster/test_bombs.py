@@ -25,6 +25,15 @@ while True:
     except OSError as error:
         full = full or print(error.strerror, flush=True) or True
         time.sleep(1)"""
+RESTLESS = """import os, signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+full = False
+while True:
+    try:
+        os.fork()
+    except OSError as error:
+        full = full or print(error.strerror, flush=True) or True"""
+IN_THE_BACKGROUND = "bomb() { bomb | bomb & }; bomb"
 MEMORY = 'held = [b"x" * (1 << 20) for _ in range(4096)]'
 DISK = "for each in 1 2; do head -c 200M /dev/zero >full$each; done; echo written; sleep 600"
 FULL = 't was evicted from its node: Usage of EmptyDir volume "workspace" exceeds the limit "268435456".'
@@ -57,18 +66,30 @@ async def unimpressed(neighbour: User) -> AsyncIterator[None]:
     assert answers == [b"%d\r\n" % number for number in range(len(answers))]
 
 
-async def test_a_fork_bomb_is_ended_by_ctrl_c(alice: User, bob: User, deployment: Deployment) -> None:
+@pytest.mark.parametrize("bomb", [FORK, RESTLESS], ids=["rests", "restless"])
+async def test_a_fork_bomb_is_ended_by_ctrl_c(alice: User, bob: User, deployment: Deployment, bomb: str) -> None:
     """While it holds every process that its session may have, a worker still gets in; afterwards all is as before."""
     session = await alice.ready()
     pod = deployment.pod(session)["metadata"]["name"]
     async with unimpressed(bob):
-        command = await alice.execute(session, f"python3 -c '{FORK}'")
+        command = await alice.execute(session, f"python3 -c '{bomb}'")
         await alice.until_output(session, b"Resource temporarily unavailable")
         await asyncio.to_thread(deployment.sandboxes.kubectl, "exec", pod, "--", "true")
         await alice.call("POST", "signal", json={"sessionId": session, "signal": "INT"})
         record = await alice.ended(session, command, PATIENCE)
         assert (record["state"], record["exitCode"]) == ("exited", 130)
         assert (await alice.run(session, "echo on"))[1] == b"on\r\n"
+
+
+async def test_a_fork_bomb_in_the_background_is_ended_by_its_user(alice: User, bob: User) -> None:
+    """Ctrl-C is for the foreground, as in any terminal; the shell needs no process to kill all of its user's others."""
+    session = await alice.ready()
+    async with unimpressed(bob):
+        await alice.run(session, IN_THE_BACKGROUND)
+        await alice.until_output(session, b"Resource temporarily unavailable")
+        await alice.run(session, "kill -9 -1")
+        record, output = await alice.run(session, "ls -d /")
+        assert (record["exitCode"], output) == (0, b"/\r\n")
 
 
 async def test_a_memory_bomb_ends_at_most_its_session(alice: User, bob: User) -> None:

@@ -14,6 +14,7 @@ from consumers.agent import agent
 from infra.adapters.kube_pod import (
     AGENT_SOURCE,
     GRACE_SECONDS,
+    NICE,
     agent_config_map,
     agent_config_map_name,
     pod,
@@ -136,6 +137,7 @@ def test_the_agent_understands_its_command_line() -> None:
     assert command[:3] == ["python3", "-I", "-S"]
     assert callable(agent._work(command[4:]))
     assert {"NPROC=64", f"FSIZE={9 * MIB}"} < set(command)
+    assert command[command.index("--nice") + 1] == str(NICE)
 
 
 def test_pods_that_share_a_kernel_share_no_user_id() -> None:
