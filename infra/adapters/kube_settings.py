@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import SandboxFailed
 from schemas.limits import MIB
@@ -21,10 +21,10 @@ class Size(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    cpu: int
-    memory_bytes: int
-    disk_bytes: int
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")  # a label's value
+    cpu: int = Field(gt=0)
+    memory_bytes: int = Field(gt=0)
+    disk_bytes: int = Field(gt=0)
 
 
 SMALL = Size(name="small", cpu=250, memory_bytes=512 * MIB, disk_bytes=1024 * MIB)
@@ -65,7 +65,8 @@ class KubeSettings(BaseModel):
     node_selector: dict[str, str] = {}
     tolerations: tuple[dict[str, Any], ...] = ()
 
-    unschedulable_seconds: float = 180.0  # after which a pod without a node gives its place back; a new node takes 120
+    # after which a pod without a node gives its place back; a new node takes 120, and nobody waits for a day
+    unschedulable_seconds: float = Field(180.0, gt=0, le=86_400, allow_inf_nan=False)
 
     def size(self, memory_bytes: int, disk_bytes: int) -> Size:
         """The smallest size with that much of both. Raises SandboxFailed where there is none."""

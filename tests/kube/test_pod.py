@@ -9,6 +9,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from consumers.agent import agent
 from infra.adapters.kube_pod import (
@@ -111,6 +112,21 @@ def test_more_than_the_largest_size_is_refused() -> None:
     """A deployment's limits and sizes must fit together; the error says what does not."""
     with pytest.raises(SandboxFailed, match="4096 MiB of memory"):
         pod(spec(memory_bytes=4_096 * MIB), DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"unschedulable_seconds": seconds} for seconds in (0, -1, "inf", "nan", 86_401)),
+        *({"sizes": ({**SMALL.model_dump(), field: 0},)} for field in ("cpu", "memory_bytes", "disk_bytes")),
+        *({"sizes": ({**SMALL.model_dump(), "name": name},)} for name in ("", "Very Large", "x" * 64, "a\n")),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused_at_the_start(wrong: dict[str, Any]) -> None:
+    """And not by the first session that meets them."""
+    with pytest.raises(ValidationError):
+        KubeSettings(**wrong)
 
 
 def test_every_directory_that_can_be_written_has_a_limit() -> None:
