@@ -23,7 +23,6 @@ from infra.cluster.layout import ROOT, ClusterFailed, Layout
 
 REGISTRY = "docker.io/library/"
 DOCKERFILE = ROOT / "infra" / "images" / "python-terminal" / "Dockerfile"
-ALONE = ("unshare", "--mount")  # else the store stays mounted, and cannot be removed
 ISOLATION = "--isolation=chroot"
 SESSION_IMAGE = "pigeon/python-terminal"
 HOME = "/root"  # of the build, where pip looks for its configuration; what is mounted leaves no trace in a layer
@@ -40,7 +39,7 @@ class Builder:
         folder.mkdir(parents=True)
         self._folder = folder
         self.home = folder / "home"  # of the build's root
-        self._command = (*ALONE, "buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run"))
+        self._command = ("buildah", "--root", str(folder / "store"), "--runroot", str(folder / "run"))
 
     def build_all(self) -> None:
         """Build both images with `make images`, tagged TAG. Raises ClusterFailed, with the end of the log."""
@@ -48,7 +47,7 @@ class Builder:
         write_pip_configuration(self.home)
         options = (ISOLATION, "--pull-never", "--volume", f"{self.home}:{HOME}:ro")
         variables = (f"BUILDER={shlex.join(self._command)}", f"TAG={TAG}", f"BUILD_OPTIONS={shlex.join(options)}")
-        _run(*build.NICE, "make", "--directory", str(ROOT), "images", *variables)
+        _run_alone(*build.NICE, "make", "--directory", str(ROOT), "images", *variables)
 
     def run(self, image: str, *words: str, user: str = "") -> str:
         """What a command prints in a container of an image, as the image's user or another. Raises ClusterFailed."""
@@ -80,7 +79,7 @@ class Builder:
             self._buildah("rm", name)
 
     def _buildah(self, *words: str) -> str:
-        return _run(*self._command, *words)
+        return _run_alone(*self._command, *words)
 
 
 def _built(image: str) -> str:
@@ -124,6 +123,11 @@ def _pip_options() -> dict[str, str]:
     lines = _run(sys.executable, "-m", "pip", "config", "list").splitlines()
     pairs = (line.partition("=") for line in sorted(lines, key=lambda line: line.startswith(":env:")))
     return {name.rpartition(".")[2]: " ".join(str(ast.literal_eval(value)).split()) for name, _, value in pairs}
+
+
+def _run_alone(*words: str) -> str:
+    """Nothing that a command mounts or starts outlives it, however it ends: the store can always be removed."""
+    return _run(*lifecycle.NAMESPACES, *words)
 
 
 def _run(*words: str) -> str:

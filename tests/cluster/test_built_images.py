@@ -23,7 +23,7 @@ from tests.cluster.deployment import Deployment
 from tests.cluster.stacks import do, guest, whole_stack
 from tests.infra.test_images import ROOT, TERMINAL, WORKER, environment, locked, of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]  # minutes for the build, more where others build as well
 
 IMAGES = {"pigeon/python-terminal": TERMINAL, "pigeon/worker": WORKER}
 SESSION, DAEMON = IMAGES
