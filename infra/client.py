@@ -194,11 +194,16 @@ class Client:
 
     async def ended(self, session: str, command_id: str) -> CommandStatus:
         """That command, once it has ended; there is no stream of such news, so this asks again and again."""
+        after = 0
         while True:
-            for command in await self.commands(session):
-                if command.command_id == command_id and command.state not in UNSETTLED:
-                    return command
-            await asyncio.sleep(POLL_SECONDS)
+            page = await self.commands(session, after)
+            found = next((command for command in page if command.command_id == command_id), None)
+            if found is not None and found.state not in UNSETTLED:
+                return found
+            if found is None and page:
+                after = page[-1].number  # what comes later has a greater one
+            else:
+                await asyncio.sleep(POLL_SECONDS)
 
     async def close(self, session: str) -> CleanupSessionResponse:
         """End a session."""

@@ -151,3 +151,28 @@ async def test_a_server_that_is_not_there_is_unreachable() -> None:
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
         with pytest.raises(Unreachable, match=f"127.0.0.1:{port}"):
             await Client(http).sessions()
+
+
+async def test_the_end_of_a_command_is_seen_however_many_came_before_it() -> None:
+    """A page of commands at a time, and a page that does not have it is not read again."""
+    asked: list[int] = []
+
+    def serve(request: Request) -> Response:
+        after = int(request.query_params["after"])
+        asked.append(after)
+        state = "running" if len(asked) < 5 else "exited"
+        return JSONResponse({"commands": [command(number, state) for number in range(after + 1, 51)[:20]]})
+
+    async with client_of(serve) as client:
+        record = await client.ended(SESSION, "c50")
+    assert (record.number, record.state) == (50, "exited")
+    assert asked == [0, 20, 40, 40, 40]
+
+
+def command(number: int, state: str) -> dict[str, object]:
+    return {
+        **{"commandId": f"c{number}", "number": number, "command": "true", "state": state, "reason": "", "cwd": ""},
+        **{"exitCode": None, "startOffset": None, "endOffset": None, "seconds": None},
+        **{"changedFiles": [], "changedFilesTruncated": False, "endedAt": None},
+        "submittedAt": "2026-01-01T00:00:00Z",
+    }
