@@ -171,8 +171,18 @@ async def test_the_end_of_a_command_is_seen_however_many_came_before_it() -> Non
 
 def command(number: int, state: str) -> dict[str, object]:
     return {
-        **{"commandId": f"c{number}", "number": number, "command": "true", "state": state, "reason": "", "cwd": ""},
-        **{"exitCode": None, "startOffset": None, "endOffset": None, "seconds": None},
-        **{"changedFiles": [], "changedFilesTruncated": False, "endedAt": None},
+        "commandId": f"c{number}",
+        "number": number,
+        "command": "true",
+        "state": state,
+        "reason": "",
+        "cwd": "",
+        "exitCode": None,
+        "startOffset": None,
+        "endOffset": None,
+        "seconds": None,
+        "changedFiles": [],
+        "changedFilesTruncated": False,
+        "endedAt": None,
         "submittedAt": "2026-01-01T00:00:00Z",
     }
