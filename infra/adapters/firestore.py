@@ -200,13 +200,18 @@ class FirestoreStore:
                 await outage.wait(error)
 
     async def _states(self, path: str) -> AsyncGenerator[Snapshot | None, None]:
-        """What a listener sees of a document, until the listener ends."""
+        """What a listener sees of a document, until the listener ends, and what its start may have missed: see
+        `_onward`."""
         name = self._database.document(path)
+        started = False
         async with listener(self._calls, self._database) as listening:
             await listening.aim(lambda target: target.documents.documents.append(name))
             while True:
                 document = (await listening.state()).get(name)
                 yield None if document is None else self._database.snapshot(document)
+                if not started:
+                    started = True
+                    yield await self.get(path)
 
     async def _onward(self, collection: str, after: str, limit: int) -> AsyncGenerator[list[Snapshot], None]:
         """Pages of history, then what a listener sees, and pages of what it skipped, until it has seen nothing for a

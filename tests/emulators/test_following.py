@@ -63,6 +63,30 @@ async def test_what_a_listener_missed_at_its_start_comes_at_once(firestore_host:
     assert states
 
 
+async def test_what_a_watch_missed_at_its_start_comes_at_once(firestore_host: str, project: str) -> None:
+    """A page that was opened just before its session was ready would have waited for it without end."""
+    states = 0
+
+    async def only_the_first(ids: list[str]) -> bool:
+        nonlocal states
+        states += 1
+        if states == 1:
+            await writer.update("sessions/s1", {"state": "ready"})
+        return states == 1
+
+    async with (
+        firestore_store(project, indexes=INDEXES, emulator=firestore_host) as writer,
+        firestore_store(
+            project, indexes=INDEXES, emulator=firestore_host, interceptors=[Selected(only_the_first)]
+        ) as reader,
+    ):
+        await writer.create("sessions/s1", {"state": "starting"})
+        async with listening(reader.watch("sessions/s1")) as states_seen:
+            seen = [await soon(anext(states_seen)) for _ in range(2)]
+    assert [snapshot.data["state"] for snapshot in seen if snapshot is not None] == ["starting", "ready"]
+    assert states
+
+
 async def test_what_a_listener_skips_is_read(firestore_host: str, project: str) -> None:
     """Only the newest documents are shown, of many that came since the last state: all of them come, in order."""
     names = [f"{number:03}" for number in range(5 * LISTENED)]
