@@ -130,11 +130,11 @@ async def _back_to_queue(context: Context, session_id: str, why: str) -> None:
 
 
 async def _obtain(context: Context, session_id: str, session: Session) -> Sandbox:
-    for sandbox in await context.sandboxes.find(session_id):
-        if sandbox.phase is not Phase.ENDED:
-            return sandbox
-        await context.sandboxes.delete(sandbox.name, sandbox.uid)  # nobody was in it, and it has the name of the next
     sandboxes = await context.sandboxes.list()
+    for own in (each for each in sandboxes if each.session == session_id):
+        if own.phase is not Phase.ENDED:
+            return own
+        await context.sandboxes.delete(own.name, own.uid)  # nobody was in it, and it has the name of the next
     taken = sum(each.session is not None and each.phase is not Phase.ENDED for each in sandboxes)
     if taken >= context.limits.capacity:  # warm ones count only from the claim on
         raise NoCapacity(f"{taken} of {context.limits.capacity} sandboxes are in use")

@@ -283,7 +283,7 @@ class Sandboxes(Protocol):
         """Every sandbox of that session, read consistently with earlier creates and claims."""
 
     async def list(self) -> list[Sandbox]:
-        """All of them, warm ones included."""
+        """All of them, warm ones included, read as consistently."""
 
     async def delete(self, name: str, uid: str) -> None:
         """End and remove it, if it is still that incarnation; returns when nothing of it runs any more."""
