@@ -117,35 +117,18 @@ def _refusal(status: int, error: Exception) -> Response:
 
 
 class PushDelivery:
-    """Implements schemas.ports.Delivery: the answer to the request is the settlement."""
+    """Implements schemas.ports.Delivery: the answer to the request is the settlement.
+
+    `attempt` is 1 where the push does not say.
+    """
 
     def __init__(self, message: Message, message_id: str, attempt: int, published_at: datetime) -> None:
         self.acked = False
-        self._message = message
-        self._message_id = message_id
-        self._attempt = attempt
-        self._published_at = published_at
+        self.message = message
+        self.message_id = message_id
+        self.attempt = attempt
+        self.published_at = published_at
         self._over = asyncio.Event()
-
-    @property
-    def message(self) -> Message:
-        """See Delivery.message."""
-        return self._message
-
-    @property
-    def message_id(self) -> str:
-        """See Delivery.message_id."""
-        return self._message_id
-
-    @property
-    def attempt(self) -> int:
-        """See Delivery.attempt; 1 where the push does not say."""
-        return self._attempt
-
-    @property
-    def published_at(self) -> datetime:
-        """See Delivery.published_at."""
-        return self._published_at
 
     async def ack(self) -> None:
         """See Delivery.ack."""

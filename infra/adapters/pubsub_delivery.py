@@ -30,47 +30,30 @@ class Holder(Protocol):
 
 
 class PubsubDelivery:
-    """Implements schemas.ports.Delivery. Moments are seconds of the event loop's clock."""
+    """Implements schemas.ports.Delivery; `attempt` is 1 for ever where the subscription has no dead-letter policy.
+
+    Moments are seconds of the event loop's clock.
+    """
 
     def __init__(self, holder: Holder, received: ReceivedMessage, deadline: float, max_lease: float) -> None:
         raw = ReceivedMessage.pb(received)
         now = asyncio.get_running_loop().time()
+        self.message = Message(raw.message.data, dict(raw.message.attributes), raw.message.ordering_key)
+        self.message_id: str = raw.message.message_id
+        self.attempt: int = max(1, raw.delivery_attempt)
+        self.published_at: datetime = raw.message.publish_time.ToDatetime(tzinfo=UTC)
+        self.identity: Identity = (self.message_id, self.published_at)
         self.ack_id: str = raw.ack_id
         self.seen = False
         self.orphaned = False
         self.expires_at = now + deadline
         self._longest = now + max_lease
         self._holder = holder
-        self._message = Message(raw.message.data, dict(raw.message.attributes), raw.message.ordering_key)
-        self._message_id: str = raw.message.message_id
-        self._attempt: int = max(1, raw.delivery_attempt)
-        self._published_at: datetime = raw.message.publish_time.ToDatetime(tzinfo=UTC)
-        self.identity: Identity = (self._message_id, self._published_at)
         self._over = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<delivery {self._attempt} of message {self._message_id}>"
-
-    @property
-    def message(self) -> Message:
-        """See Delivery.message."""
-        return self._message
-
-    @property
-    def message_id(self) -> str:
-        """See Delivery.message_id."""
-        return self._message_id
-
-    @property
-    def attempt(self) -> int:
-        """See Delivery.attempt. It is 1 for ever where the subscription has no dead-letter policy."""
-        return self._attempt
-
-    @property
-    def published_at(self) -> datetime:
-        """See Delivery.published_at."""
-        return self._published_at
+        return f"<delivery {self.attempt} of message {self.message_id}>"
 
     async def ack(self) -> None:
         """See Delivery.ack. Raises BusUnavailable."""
