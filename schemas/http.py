@@ -206,7 +206,7 @@ class SyncFilesRequest(Model):
     """What to write into the workspace, in this order."""
 
     session_id: str
-    file_structure: Annotated[tuple[FileEntry, ...], Field(strict=False)]
+    file_structure: Annotated[tuple[FileEntry, ...], Field(strict=False, fail_fast=True)]
     request_id: ClientId | None = None
 
 

@@ -106,6 +106,13 @@ async def test_a_huge_body_is_refused_before_it_is_read(
     assert world.events == []
 
 
+async def test_a_body_of_a_hundred_thousand_mistakes_is_refused_for_the_first(alice: httpx.AsyncClient) -> None:
+    """Naming every one takes fifty bytes of answer and a kilobyte of memory for each byte sent, and half a minute."""
+    body = {"sessionId": "s" + "a" * 25, "fileStructure": [1] * 100_000}
+    problem = check(await alice.post("/terminal-sync-files", json=body), 400, "malformed")
+    assert [error.field for error in problem.errors or ()] == ["fileStructure.0"]
+
+
 @pytest.mark.parametrize("declared", [True, False])
 async def test_a_client_that_sends_a_huge_body_hears_why_it_was_refused(world: World, declared: bool) -> None:
     """Through a real server, which has to answer before it has read everything."""
