@@ -18,7 +18,7 @@ from schemas.http import ExecuteCommandRequest, ExecuteCommandResponse, ListComm
 from schemas.limits import MAX_COMMAND_BYTES
 from schemas.ports import Query, Where
 
-NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0)])
+NUMBER: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=0, lt=10**15)])
 
 
 async def execute_command(call: Call) -> Response:

@@ -23,9 +23,15 @@ from schemas.limits import (
 from schemas.model import Base64, Model
 from schemas.topics import SCHEDULER_TICKS, SESSION_EVENTS, SESSION_LIFECYCLE, SESSION_LINKS
 
-ClientId = Annotated[str, Field(pattern=CLIENT_ID_PATTERN)]
 Rows = Annotated[int, Field(ge=1, le=MAX_ROWS)]
 Cols = Annotated[int, Field(ge=1, le=MAX_COLS)]
+
+
+def _client_id(text: str) -> str:
+    """It names documents, and Firestore keeps `__.*__` for itself."""
+    if text.startswith("__") and text.endswith("__"):
+        raise ValueError("an id cannot begin and end with '__'")
+    return text
 
 
 def _command_text(text: str) -> str:
@@ -55,6 +61,7 @@ def _workspace_path(path: str) -> str:
     return path
 
 
+ClientId = Annotated[str, Field(pattern=CLIENT_ID_PATTERN), AfterValidator(_client_id)]
 CommandText = Annotated[str, AfterValidator(_command_text)]
 WorkspacePath = Annotated[str, AfterValidator(_workspace_path)]
 

@@ -62,7 +62,7 @@ class Function:
 
 ANY_PROBLEM = (401, 403, 405, 500, 503)
 
-_INTEGER = {"type": "integer", "minimum": 0}
+_INTEGER = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
 _LIMIT = Parameter("limit", "How many at the most.", {"type": "integer", "minimum": 1, "maximum": 100})
 _IDEMPOTENCY_KEY = Parameter(
     "Idempotency-Key", "Does what requestId does.", {"type": "string", "maxLength": 64}, where="header"

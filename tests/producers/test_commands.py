@@ -65,6 +65,9 @@ async def test_a_command_may_be_submitted_before_the_sandbox_is_there(
         pytest.param({"command": "ls", "commandId": ""}, 400, "malformed", id="empty id"),
         pytest.param({"command": "ls", "commandId": "a/b"}, 400, "malformed", id="id with a slash"),
         pytest.param({"command": "ls", "commandId": "c1\n"}, 400, "malformed", id="id with a newline"),
+        pytest.param(
+            {"command": "ls", "commandId": "__x__"}, 400, "malformed", id="id that the store keeps for itself"
+        ),
         pytest.param({"command": "ls", "commandId": "x" * 65}, 400, "malformed", id="long id"),
         pytest.param({"command": "ls", "timeoutSeconds": 0}, 400, "malformed", id="no time"),
         pytest.param({"command": "ls", "timeoutSeconds": 10**9}, 400, "malformed", id="too much time"),
@@ -116,7 +119,7 @@ async def test_commands_are_listed_with_how_they_ended(
     assert listed[0]["changedFiles"] == [{"path": "a.py", "change": "created"}]
     page = await alice.get(f"/terminal-list-commands/{session}", params={"after": 2, "limit": 2})
     assert [command["number"] for command in page.json()["commands"]] == [3, 4]
-    for wrong in ({"after": -1}, {"after": "x"}, {"limit": 0}):
+    for wrong in ({"after": -1}, {"after": "x"}, {"after": 2**63 - 1}, {"after": 10**30}, {"limit": 0}):
         assert (await alice.get(f"/terminal-list-commands/{session}", params=wrong)).status_code == 400
 
 
