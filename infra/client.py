@@ -221,11 +221,11 @@ class Client:
         A broken connection is picked up where it broke (`on_break` hears of it), for UNREACHABLE_SECONDS.
         """
         position = str(offset)
-        attempt, last_heard = 0, asyncio.get_running_loop().time()
+        attempt, broken_at = 0, float("inf")
         while True:
             try:
                 async for event in self._events(session, position):
-                    attempt, last_heard = 0, asyncio.get_running_loop().time()
+                    attempt, broken_at = 0, float("inf")
                     position = event.id or position
                     if event.type == "problem":
                         raise _problem(event.data)
@@ -237,7 +237,9 @@ class Client:
                     if isinstance(item, StreamedEnd):
                         return
             except (CallFailed, Unreachable) as error:
-                if not error.retryable or asyncio.get_running_loop().time() - last_heard > UNREACHABLE_SECONDS:
+                now = asyncio.get_running_loop().time()
+                broken_at = min(broken_at, now)  # not when it last spoke: an idle session is quiet for hours
+                if not error.retryable or now - broken_at > UNREACHABLE_SECONDS:
                     raise
                 on_break(error)
             await asyncio.sleep(backoff(attempt))

@@ -79,6 +79,47 @@ async def test_a_stream_that_breaks_is_picked_up_where_it_broke() -> None:
     assert cuts == [str(offset) for offset in range(0, len(text), 3)] + [str(len(text))]
 
 
+async def test_a_stream_that_was_quiet_for_long_is_picked_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle session says nothing for hours; how long ago it last did is not how long its server is away."""
+    loop = asyncio.get_running_loop()
+    asked = 0
+
+    async def quiet() -> AsyncIterator[bytes]:
+        yield message(0, b"hi")
+        later = loop.time() + 3600.0
+        monkeypatch.setattr(loop, "time", lambda: later)
+        raise httpx.ReadError("cut")
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            return httpx.Response(503, content=problem("unavailable", "closing").model_dump_json(by_alias=True))
+        rest = message(2, b"!") + b'event: end\ndata: {"finalOffset": 3}\n\n'
+        return httpx.Response(200, content=quiet() if asked == 1 else b"" if asked == 2 else rest)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(serve), base_url="http://server") as http:
+        assert await collect(Client(http)) == (b"hi!", 3)
+
+
+async def test_a_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trying again has an end, and the error says what the last try met."""
+    now = asyncio.get_running_loop().time()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    asked = 0
+
+    def refuse(request: Request) -> Response:
+        nonlocal asked, now
+        asked += 1
+        now += 12.0  # what each try takes
+        return Response(problem("store_unavailable", "later").model_dump_json(by_alias=True), 503)
+
+    async with client_of(refuse) as client:
+        with pytest.raises(CallFailed) as caught:
+            await collect(client)
+    assert (caught.value.code, asked) == ("store_unavailable", 4)
+
+
 async def test_a_stream_that_is_refused_is_not_tried_again() -> None:
     """Somebody else's session stays unknown however often one asks."""
     asked = 0
