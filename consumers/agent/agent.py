@@ -59,9 +59,11 @@ MAX_WAITING_COMMANDS = 1_000
 MAX_WAITING_BYTES = 16 * MIB  # of the text of waiting commands
 MAX_REMEMBERED_IDS = 4_096
 MAX_CHANGED_FILES = 200
+MAX_CHANGED_BYTES = 256 * KIB  # of them in one mark, as JSON: it is recorded in a document, which holds 1 MiB
 MAX_SCANNED_FILES = 20_000
+MAX_SCANNED_BYTES = 8 * MIB  # of the paths in one snapshot, which is kept in memory
 MAX_LISTED_FILES = 10_000
-MAX_LISTED_BYTES = 4 * MIB  # of the names in one listing, so that the reply fits a frame
+MAX_LISTED_BYTES = 4 * MIB  # of one listing, as JSON, so that the reply fits a frame
 MAX_READ_BYTES = 4 * MIB
 MAX_PATH_BYTES = 1_024
 MAX_PATH_DEPTH = 100  # a walk holds one descriptor a level
@@ -1130,11 +1132,12 @@ class Files:
         walk = self.entries(split_path(path, root_too=True))
         try:
             for name, info in walk:
-                size += len(name) + 100
+                described = _described(name, info)
+                size += len(encode_json(described))
                 if len(files) >= limit or size > MAX_LISTED_BYTES:
                     truncated = True
                     break
-                files.append(_described(name, info))
+                files.append(described)
                 yield
         except OSError as error:
             raise _refusal(error, path=path) from error
@@ -1171,10 +1174,12 @@ class Files:
     def snapshot(self) -> Job:
         """What is in the workspace now, to be compared by `changes`; None if it is too much to look at."""
         seen: Dict[str, Signature] = {}
+        size = 0
         walk = self.entries([])
         try:
             for path, info in walk:
-                if len(seen) >= MAX_SCANNED_FILES:
+                size += len(path)
+                if len(seen) >= MAX_SCANNED_FILES or size > MAX_SCANNED_BYTES:
                     return None
                 is_directory = stat.S_ISDIR(info.st_mode)
                 seen[path] = (-1, 0, info.st_ino) if is_directory else (info.st_mtime_ns, info.st_size, info.st_ino)
@@ -1191,8 +1196,15 @@ def changes(before: Dict[str, Signature], after: Dict[str, Signature]) -> Tuple[
     kinds = dict.fromkeys(before.keys() - after.keys(), "deleted")
     kinds.update((path, "created") for path in after.keys() - before.keys())
     kinds.update((path, "modified") for path, signature in after.items() if before.get(path, signature) != signature)
-    named = sorted(kinds)[:MAX_CHANGED_FILES]
-    return [{"path": _printable(path), "change": kinds[path]} for path in named], len(kinds) > len(named)
+    named: List[Json] = []
+    size = 0
+    for path in sorted(kinds)[:MAX_CHANGED_FILES]:
+        change = {"path": _printable(path), "change": kinds[path]}
+        size += len(encode_json(change))
+        if size > MAX_CHANGED_BYTES:
+            break
+        named.append(change)
+    return named, len(kinds) > len(named)
 
 
 def _identity(path: str) -> Tuple[int, int]:

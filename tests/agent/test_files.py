@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import socket
 from pathlib import Path
@@ -268,6 +269,39 @@ def test_changed_files_are_bounded(terminal: Terminal) -> None:
     """At most 200 are named, and the mark says that there are more."""
     mark, _ = terminal.run("touch {1..300}")
     assert (len(mark["changed"]), mark["changedTruncated"]) == (200, True)
+
+
+MANY_LONG_NAMES = """
+import os
+for _ in range(40):
+    os.mkdir(b"\\xff" * 250)
+    os.chdir(b"\\xff" * 250)
+for number in range(300):
+    open(b"%03d" % number + b"\\xff" * 250, "w").close()
+"""
+
+
+def test_however_long_their_paths_changed_files_fit_a_document(terminal: Terminal) -> None:
+    """A mark that no document, or no frame, can hold would be sent again and again, and nothing after it."""
+    mark, _ = terminal.run(f"python3 -c {wire.quoted(MANY_LONG_NAMES)}")
+    assert mark["exitCode"] == 0
+    assert mark["changedTruncated"] is True
+    assert 0 < len(json.dumps(mark["changed"])) < 300 * 1024
+
+
+def test_however_long_its_paths_a_listing_fits_a_frame(terminal: Terminal) -> None:
+    """It is cut, and says so; one that is too long would end the connection, each time it is asked for."""
+    assert terminal.run(f"python3 -c {wire.quoted(MANY_LONG_NAMES)}")[0]["exitCode"] == 0
+    reply = terminal.control.request("list")
+    assert reply["truncated"] is True
+    assert len(json.dumps(reply)) < wire.MAX_PAYLOAD
+
+
+def test_a_workspace_of_endless_paths_is_not_looked_through(terminal: Terminal) -> None:
+    """What the agent remembers of a workspace is bounded in bytes too: it shares its memory with the user."""
+    assert terminal.run(f"python3 -c {wire.quoted(MANY_LONG_NAMES.replace('300', '1000'))}")[0]["exitCode"] == 0
+    mark, _ = terminal.run("touch one")
+    assert (mark["changed"], mark["changedTruncated"]) == ([], True)
 
 
 def test_a_huge_workspace_is_not_looked_through(small_scan_process: AgentProcess) -> None:
