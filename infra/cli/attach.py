@@ -18,14 +18,14 @@ import typer
 from infra.cli.common import describe, find_session
 from infra.cli.keyboard import Keyboard
 from infra.cli.tail import write
-from infra.client import Client
+from infra.client import Client, Streamed
 from schemas.errors import PigeonError, Rejected
 from schemas.http import SessionStatus, StreamedData, StreamedEnd, StreamedGap
 from schemas.lifecycle import ENDED, SessionState
 from schemas.limits import KIB, MAX_INPUT_BYTES
 
 SHOWN_BYTES = 32 * KIB  # of what was printed before
-QUIET_SECONDS = 0.15  # without output: what was printed before is all shown
+QUIET_SECONDS = 0.15  # without output of before: all of that is shown
 FULL_SCREEN, NORMAL_SCREEN = b"\x1b[?1049h", b"\x1b[?1049l"
 RESET = b"\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?25h\x1b[0m\r\n"
 """Undoes what a program that is left running did to the terminal: paste, mouse, cursor, colour."""
@@ -55,20 +55,13 @@ async def attach(client: Client, name: str) -> int:
         typer.echo(f"pigeon: {describe(status)} `pigeon tail {session}` shows its transcript", err=True)
         return 0
     typer.echo(f"pigeon: attached to {session}; ~. at the start of a line leaves it", err=True)
-    attached = _Attached(client, status)
+    attached = Attached(client, status)
     with _raw_terminal():
         error = await attached.run()
     if error is not None:
         raise error
     typer.echo(f"pigeon: {attached.parting}", err=True)
     return 0
-
-
-async def _session(client: Client, name: str) -> str:
-    if name:
-        return await find_session(client, name)
-    rows, cols = _size()
-    return (await client.create(reconnect=True, rows=rows, cols=cols)).session_id
 
 
 def _size() -> tuple[int, int]:
@@ -89,7 +82,7 @@ def _raw_terminal() -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
 
 
-class _Attached:
+class Attached:
     """The three things that go on at once: output to the screen, keys to the session, size to the session."""
 
     def __init__(self, client: Client, status: SessionStatus) -> None:
@@ -102,6 +95,7 @@ class _Attached:
         self._left = asyncio.Event()
         self._resized = asyncio.Event()
         self._live = asyncio.Event()
+        self._quiet: asyncio.TimerHandle | None = None
         self._full_screen = False
 
     async def run(self) -> PigeonError | None:
@@ -170,13 +164,10 @@ class _Attached:
 
     async def _show(self) -> None:
         start = max(0, self._replayed - SHOWN_BYTES)
-        quiet = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._on_quiet)
         async with aclosing(self._client.stream(self._session, start, self._on_break)) as items:
             async for item in items:
+                self._await_quiet(item)
                 if isinstance(item, StreamedData):
-                    if not self._live.is_set():
-                        quiet.cancel()
-                        quiet = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._on_quiet)
                     self._write(item.data)
                 elif isinstance(item, StreamedGap):
                     size = "an unknown number of" if item.length is None else item.length
@@ -185,6 +176,15 @@ class _Attached:
                     self._tell(item)
                 elif isinstance(item, StreamedEnd):
                     return
+
+    def _await_quiet(self, item: Streamed) -> None:
+        """Go live soon after the last of what was printed before, even if the session goes on printing."""
+        replayed = isinstance(item, StreamedData) and item.offset < self._replayed
+        if self._quiet is not None:
+            if not replayed or self._live.is_set():
+                return
+            self._quiet.cancel()
+        self._quiet = asyncio.get_running_loop().call_later(QUIET_SECONDS, self._on_quiet)
 
     def _write(self, data: bytes) -> None:
         write(data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import itertools
+import json
 import os
 import pty
 import select
@@ -12,17 +14,40 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Iterator
+import tty
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from infra.cli.attach import Attached
+from infra.client import Client, Streamed
+from schemas.errors import PigeonError
+from schemas.http import SessionStatus, StreamedData
 from tests.cli.pigeon import Pigeon
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 30.0
 WORDS = itertools.count(100)
+STATUS = {
+    "sessionId": "s" + "a" * 25,
+    "status": "ready",
+    "state": "ready",
+    "reason": "",
+    "podName": "",
+    "position": None,
+    "warning": None,
+    "rows": 24,
+    "cols": 80,
+    "createdAt": "2026-01-01T00:00:00Z",
+    "readyAt": None,
+    "lastActivityAt": "2026-01-01T00:00:00Z",
+    "expiresAt": "2026-01-01T00:00:00Z",
+    "endedAt": None,
+    "finalOffset": None,
+    "usage": {"bytes": 100},
+}
 
 
 class Terminal:
@@ -122,6 +147,57 @@ def test_keys_output_and_size_are_the_sessions(pigeon: Pigeon) -> None:
         terminal.shows(b"$ ")
         terminal.type(b"echo $?\r")
         terminal.shows(b"130\r\n")
+
+
+class Runaway(Client):
+    """A client of a session that prints without end and without a pause."""
+
+    def __init__(self) -> None:
+        self.typed = asyncio.Event()
+
+    async def stream(
+        self, session: str, offset: int = 0, on_break: Callable[[PigeonError], None] = lambda _: None
+    ) -> AsyncGenerator[Streamed, None]:
+        """One byte at a time."""
+        while True:
+            yield StreamedData(offset=offset, data=b".")
+            offset += 1
+            await asyncio.sleep(0)
+
+    async def send_input(self, session: str, data: bytes) -> None:
+        """Note that something arrived."""
+        self.typed.set()
+
+    async def resize(self, session: str, rows: int, cols: int) -> None:
+        """Nothing to see."""
+
+
+@contextmanager
+def own_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """This process in a terminal whose screen is not looked at; gives where to type."""
+    keyboard, descriptor = pty.openpty()
+    tty.setraw(descriptor)
+    with os.fdopen(descriptor, "r") as stdin, open(os.devnull, "w") as stdout:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        yield keyboard
+        os.close(keyboard)
+
+
+async def test_a_session_that_prints_without_end_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes back to a runaway program ends it with Ctrl-C: it need not pause first to be listened to."""
+    status = SessionStatus.model_validate_json(json.dumps(STATUS))
+    client = Runaway()
+    with own_terminal(monkeypatch) as keyboard:
+        running = asyncio.create_task(Attached(client, status).run())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not client.typed.is_set():
+                    os.write(keyboard, b"\x03")
+                    await asyncio.sleep(0)
+        finally:
+            os.write(keyboard, b"\r~.")
+            assert await running is None
 
 
 def test_leaving_gives_the_terminal_back_and_the_session_goes_on(pigeon: Pigeon) -> None:
