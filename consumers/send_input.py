@@ -102,13 +102,13 @@ async def ready_control(context: Context, cloud_event: CloudEvent) -> AgentContr
         return DONE
     if current.session.state is SessionState.READY:
         return await context.controls.get(session_id, current.session)
-    if isinstance(cloud_event.event, TerminalResized):
-        await _remember_size(context, session_id, cloud_event.event)
+    if isinstance(cloud_event.event, TerminalResized) and await _remember_size(context, session_id, cloud_event.event):
         return DONE
     return patient(context, cloud_event, "not_ready", f"the session is {current.session.state}")
 
 
-async def _remember_size(context: Context, session_id: str, event: TerminalResized) -> None:
-    """The shell that is about to start gets the newest size."""
+async def _remember_size(context: Context, session_id: str, event: TerminalResized) -> bool:
+    """The shell that is about to start gets the newest size; False where it has started meanwhile."""
     size = {"rows": event.rows, "cols": event.cols}
-    await change(context, session_id, lambda session: size if session.state is not SessionState.READY else None)
+    fits = await change(context, session_id, lambda session: size if session.state is not SessionState.READY else None)
+    return fits is not None

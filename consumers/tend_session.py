@@ -29,6 +29,7 @@ from schemas.errors import (
     Unavailable,
 )
 from schemas.events import SessionOpened, SessionStarted
+from schemas.ids import new_id
 from schemas.lifecycle import CommandState, SessionState
 from schemas.ports import Phase, Sandbox
 from schemas.transcript import TranscriptWriter
@@ -100,6 +101,7 @@ class Tender:
         self._id = session_id
         self._session = session
         self._owner = session_path(session_id)
+        self._size: tuple[int, int] | None = None  # that the shell was last given; None: by another tender, perhaps
 
     async def run(self) -> Settlement:
         """Tend to the end; every way out is either an end state in the document or a verdict for the message."""
@@ -226,6 +228,7 @@ class Tender:
 
     async def _open(self, connection: AgentConnection) -> None:
         limits = self._context.limits
+        self._size = None if connection.opened else _size(self._session)
         await open_shell(
             connection,
             self._context.controls.key(self._id, self._session),
@@ -274,14 +277,26 @@ class Tender:
         return newest.end if newest is not None else 0
 
     async def _become_ready(self, boot_id: str) -> None:
-        ready = await change(self._context, self._id, lambda session: self._ready_step(session, boot_id))
-        if ready is None:  # ready already, or closed or failed since it was read
+        while (ready := await change(self._context, self._id, lambda now: self._ready_step(now, boot_id))) is None:
             await self._refresh()
+            if self._session.state is not SessionState.STARTING:  # ready already, or closed since it was read
+                break
+            await self._resize()
         else:
             self._session = ready
         ready_at = self._session.ready_at
         if ready_at is not None and self._context.now() - ready_at < SAY_STARTED_AGAIN:
             await self._say_started(ready_at)
+
+    async def _resize(self) -> None:
+        """Its window was resized while the shell was opened; from the step to ready on the agent is told of that."""
+        rows, cols = size = _size(self._session)
+        try:
+            control = await self._context.controls.get(self._id, self._session)
+            await control.request("resize", id=f"{self._id}-{new_id()}", rows=rows, cols=cols)
+        except AgentRefused as refusal:  # the shell is gone already, and its last mark on the way
+            log.info("session %s cannot be resized: %s", self._id, refusal)
+        self._size = size
 
     async def _say_started(self, ready_at: datetime) -> None:
         """Also of a session that was ready already, since its former tender may have died before saying so; the event's
@@ -293,7 +308,7 @@ class Tender:
     def _ready_step(self, session: Session, boot_id: str) -> dict[str, Any] | None:
         if session.epoch != self._session.epoch:
             raise Superseded(f"epoch {session.epoch} took over from {self._session.epoch}")
-        if session.state is not SessionState.STARTING:
+        if session.state is not SessionState.STARTING or _size(session) != self._size:
             return None
         now = self._context.now()
         return {
@@ -419,6 +434,10 @@ async def finish(
         await settle_left(context, current.id, state, reason)
     await admit(context)
     await fill(context)
+
+
+def _size(session: Session) -> tuple[int, int]:
+    return session.rows, session.cols
 
 
 def _cause(sandbox: Sandbox) -> str:

@@ -35,6 +35,7 @@ class AgentConnection:
         self._write_lock = asyncio.Lock()
         self.boot_id = ""
         self.challenge = ""
+        self.opened = False  # when it greeted
 
     async def hello(self) -> None:
         """Read the agent's first frame. Raises AgentUnreachable, also for something that is no agent."""
@@ -44,6 +45,7 @@ class AgentConnection:
             raise AgentUnreachable(f"the agent's first frame is of type {kind}")
         greeting = json.loads(payload)
         self.boot_id, self.challenge = greeting["bootId"], greeting["challenge"]
+        self.opened = greeting["opened"]
 
     async def receive(self, silence: float | None = None) -> tuple[int, int, bytes]:
         """The next frame as (type, argument, payload); PINGs are answered on the way. Raises TimeoutError after
