@@ -8,7 +8,6 @@ from weakref import WeakValueDictionary
 
 from consumers.agent.client import AgentControl, connect, session_key
 from schemas.documents import Session
-from schemas.errors import PigeonError
 from schemas.ports import Sandboxes
 
 MAX_CONTROLS = 256  # open control connections a worker; the one unused longest is closed first
@@ -64,7 +63,7 @@ class Controls:
         control = AgentControl(connection)
         try:
             await control.start(self.key(session_id, session))
-        except (PigeonError, asyncio.CancelledError):
+        except BaseException:
             await control.close()
             raise
         return control
