@@ -146,7 +146,10 @@ async def _warn_or_close(context: Context, current: Held) -> None:
 
 
 async def _force(context: Context, current: Held) -> None:
-    """The tender did not bring it to its end in time: seal what there is, and say so."""
+    """The tender did not bring it to its end in time: seal what there is, and say so. Not by what was read a while ago:
+    it may have come to its end, or to its final offset, since."""
+    if not await _write(context, current, deadline=context.now()):
+        return
     session = current.session
     offset = session.final_offset
     if offset is None and not session.agent_boot_id:
