@@ -172,7 +172,12 @@ async def _orphans(context: Context) -> None:
 
     async def one(sandbox: Sandbox) -> None:
         async with gate:
-            await _delete_orphan(context, sandbox)
+            try:
+                await _delete_orphan(context, sandbox)
+            except PigeonError as error:
+                log.warning("sandbox %s is looked at again at the next tick: %s", sandbox.name, error)
+            except Exception:
+                log.exception("sandbox %s cannot be looked at", sandbox.name)
 
     oldest = context.now() - context.limits.orphan_grace
     sandboxes = [sandbox for sandbox in await context.sandboxes.list() if sandbox.session]
@@ -185,9 +190,6 @@ async def _delete_orphan(context: Context, sandbox: Sandbox) -> None:
     if current is not None and current.session.live and current.session.pod_uid in ("", sandbox.uid):
         return
     log.info("sandbox %s has no live session and is deleted", sandbox.name)
-    try:
-        await context.sandboxes.delete(sandbox.name, sandbox.uid)
-        if current is not None and not current.session.live:  # who ended it may have died half way
-            await settle_all(context, current.id, CommandState.LOST, current.session.reason)
-    except PigeonError as error:
-        log.warning("sandbox %s is deleted at the next tick: %s", sandbox.name, error)
+    await context.sandboxes.delete(sandbox.name, sandbox.uid)
+    if current is not None and not current.session.live:  # who ended it may have died half way
+        await settle_all(context, current.id, CommandState.LOST, current.session.reason)

@@ -118,6 +118,18 @@ async def test_an_orphan_is_deleted_after_its_grace(empty_house: House) -> None:
     assert await sandboxes.list() == []
 
 
+async def test_the_sandbox_of_a_session_that_cannot_be_read_is_left_alone(empty_house: House) -> None:
+    """Nobody knows whether it lives: the orphans beside it are deleted all the same, and the tick is done."""
+    sandboxes = empty_house.context.sandboxes
+    broken = await empty_house.record()
+    await empty_house.context.store.update(f"sessions/{broken}", {"rows": "many"})
+    for session in (broken, "s" + "b" * 25):
+        await sandboxes.create(spec(empty_house.context, session, None))
+    empty_house.clock.forward(LIMITS.orphan_grace + SECOND)
+    await empty_house.tick()
+    assert [sandbox.session for sandbox in await sandboxes.list()] == [broken]
+
+
 async def test_a_session_whose_sandbox_was_killed_is_lost_and_says_so(staffed: House) -> None:
     """The end is not invented: lost, with the reason, a mark in the transcript, and the running command lost too."""
     session = await staffed.ready()
