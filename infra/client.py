@@ -41,6 +41,7 @@ from schemas.model import Model
 
 CALL_SECONDS = 60.0  # one call; long polls and transfers wait up to half of it
 SILENCE_SECONDS = 45.0  # a stream says something at least every 15 s
+PAGE = 100  # sessions in one answer; the server's limit
 POLL_SECONDS = 0.1  # between looks at a command
 TRIES = 6  # of a call that may succeed later: about 8 s in all
 UNREACHABLE_SECONDS = 30.0  # after which a stream that cannot be picked up again is given up
@@ -184,9 +185,16 @@ class Client:
         """A session as it is now."""
         return await self._get(SessionStatus, f"terminal-get-status/{session}")
 
-    async def sessions(self, limit: int = 20) -> tuple[SessionStatus, ...]:
-        """The caller's sessions, newest first."""
-        return (await self._get(ListSessionsResponse, "terminal-list-sessions", {"limit": limit})).sessions
+    async def sessions(self, *, live: bool = False) -> list[SessionStatus]:
+        """The caller's sessions, newest first: all of them, or those that have not ended."""
+        asked: dict[str, Any] = {"limit": PAGE, "live": live}
+        found: list[SessionStatus] = []
+        while True:
+            page = (await self._get(ListSessionsResponse, "terminal-list-sessions", asked)).sessions
+            found += page
+            if len(page) < PAGE:
+                return found
+            asked["before"] = page[-1].model_dump(mode="json")["created_at"]
 
     async def commands(self, session: str, after: int = 0) -> tuple[CommandStatus, ...]:
         """A session's commands with a number greater than `after`."""

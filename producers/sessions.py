@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import AwareDatetime, Field, TypeAdapter
 from starlette.responses import Response
 
 from producers.intake import Call, read_body, reply, request_id, visible_session
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 PAGE_SIZE: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=100)])
 DEFAULT_PAGE = 20
+LIVE_ONLY: TypeAdapter[bool] = TypeAdapter(bool)
+MOMENT: TypeAdapter[datetime | None] = TypeAdapter(
+    Annotated[AwareDatetime, Field(gt=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(3000, 1, 1, tzinfo=UTC))] | None
+)
 
 
 async def create_session(call: Call) -> Response:
@@ -116,14 +121,15 @@ async def get_status(call: Call) -> Response:
 
 
 async def list_sessions(call: Call) -> Response:
-    """The caller's sessions, newest first."""
-    query = Query(
-        "sessions",
-        where=(Where("userId", "==", call.principal.user),),
-        order_by="createdAt",
-        descending=True,
-        limit=call.query("limit", PAGE_SIZE, DEFAULT_PAGE),
-    )
+    """The caller's sessions, newest first: all or the live ones, from the newest or from before a moment on."""
+    limit = call.query("limit", PAGE_SIZE, DEFAULT_PAGE)
+    before = call.query("before", MOMENT, None)
+    where = [Where("userId", "==", call.principal.user)]
+    if call.query("live", LIVE_ONLY, False):
+        where.append(Where("live", "==", True))
+    if before is not None:
+        where.append(Where("createdAt", "<=", before - timedelta.resolution))
+    query = Query("sessions", where=tuple(where), order_by="createdAt", descending=True, limit=limit)
     found = await call.services.store.query(query)
     return reply(ListSessionsResponse(sessions=tuple(session_status(item.id, Session.of(item)) for item in found)))
 

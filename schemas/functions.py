@@ -102,7 +102,15 @@ FUNCTIONS: dict[str, Function] = {
             "GET",
             "The caller's sessions, newest first.",
             {200: ListSessionsResponse},
-            parameters=(_LIMIT,),
+            parameters=(
+                Parameter("live", "Only sessions that have not ended.", {"type": "boolean"}),
+                Parameter(
+                    "before",
+                    "Only sessions created before that moment: the last one's `createdAt` gives the next page.",
+                    {"type": "string", "format": "date-time"},
+                ),
+                _LIMIT,
+            ),
             problems=(400,),
         ),
         Function(

@@ -126,7 +126,7 @@ def sessions(
 
     async def work() -> int:
         async with connect(url, user) as client:
-            return print_sessions(await client.sessions(100), ended=all, as_json=json)
+            return print_sessions(await client.sessions(live=not all), ended=all, as_json=json)
 
     finish(work)
 

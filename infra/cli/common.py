@@ -45,7 +45,7 @@ async def find_session(client: Client, text: str) -> str:
     """The session that `text` names, whole or by its first letters. Raises UnknownSession or Malformed."""
     if is_session_id(text):
         return text
-    found = [status.session_id for status in await client.sessions(100) if text and status.session_id.startswith(text)]
+    found = [status.session_id for status in await client.sessions() if text and status.session_id.startswith(text)]
     if not found:
         raise UnknownSession(f"there is no session '{text}': `pigeon sessions --all` lists them")
     if len(found) > 1:

@@ -210,6 +210,44 @@ async def test_the_end_of_a_command_is_seen_however_many_came_before_it() -> Non
     assert asked == [0, 20, 40, 40, 40]
 
 
+async def test_every_session_is_listed_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page at a time, each from where the one before it ended."""
+    asked: list[tuple[str | None, str | None]] = []
+
+    def serve(request: Request) -> Response:
+        asked.append((request.query_params.get("live"), request.query_params.get("before")))
+        first = 0 if asked[-1][1] is None else 60 - int(asked[-1][1][-3:-1])
+        return JSONResponse({"sessions": [session(59 - number) for number in range(first, 60)[:25]]})
+
+    monkeypatch.setattr(client_module, "PAGE", 25)
+    async with client_of(serve) as client:
+        listed = await client.sessions(live=True)
+    assert [status.created_at.second for status in listed] == list(range(59, -1, -1))
+    assert asked == [("true", None), ("true", "2026-01-01T00:00:35Z"), ("true", "2026-01-01T00:00:10Z")]
+
+
+def session(second: int) -> dict[str, object]:
+    moment = f"2026-01-01T00:00:{second:02}Z"
+    return {
+        "sessionId": SESSION,
+        "status": "ready",
+        "state": "ready",
+        "reason": "",
+        "podName": "",
+        "position": None,
+        "warning": None,
+        "rows": 24,
+        "cols": 80,
+        "createdAt": moment,
+        "readyAt": None,
+        "lastActivityAt": moment,
+        "expiresAt": moment,
+        "endedAt": None,
+        "finalOffset": None,
+        "usage": {},
+    }
+
+
 def command(number: int, state: str) -> dict[str, object]:
     return {
         "commandId": f"c{number}",

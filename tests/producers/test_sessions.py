@@ -166,6 +166,49 @@ async def test_list_shows_the_callers_sessions_newest_first(alice: httpx.AsyncCl
     assert [session["sessionId"] for session in listed] == names[-1:]
 
 
+async def test_a_live_session_is_found_behind_any_number_of_ended_ones(alice: httpx.AsyncClient, world: World) -> None:
+    """Whoever runs a hundred scripts does not lose sight of the session that was there before them."""
+    old = await world.session(SessionState.READY)
+    newer = [await world.session(SessionState.CLOSED) for _ in range(5)]
+    closing = await world.session(SessionState.CLOSING)
+    await world.session(SessionState.READY, user="bob")
+    listed = (await alice.get("/terminal-list-sessions", params={"live": "true", "limit": 3})).json()["sessions"]
+    assert [session["sessionId"] for session in listed] == [closing, old]
+    listed = (await alice.get("/terminal-list-sessions", params={"live": "false"})).json()["sessions"]
+    assert [session["sessionId"] for session in listed] == [closing, *newer[::-1], old]
+
+
+@pytest.mark.parametrize("live", [{}, {"live": "true"}])
+async def test_the_list_goes_on_page_by_page(alice: httpx.AsyncClient, world: World, live: dict[str, str]) -> None:
+    """The last one's time of creation is where the next page begins: every session once."""
+    names = [await world.session() for _ in range(5)]
+    seen: list[str] = []
+    before: dict[str, str] = {}
+    while page := (await alice.get("/terminal-list-sessions", params={"limit": 2, **live, **before})).json()[
+        "sessions"
+    ]:
+        seen += [session["sessionId"] for session in page]
+        before = {"before": page[-1]["createdAt"]}
+    assert seen == names[::-1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"live": "perhaps"},
+        {"before": "yesterday"},
+        {"before": "2026-01-01T00:00:00"},
+        {"before": "0001-01-01T00:00:00Z"},
+        {"before": "9999-12-31T23:59:59-14:00"},
+        {"before": "1e300"},
+    ],
+)
+async def test_a_list_of_an_unreasonable_time_is_refused(alice: httpx.AsyncClient, wrong: dict[str, str]) -> None:
+    """A moment without a time zone is none, and one that no store can hold is no failure of ours."""
+    response = await alice.get("/terminal-list-sessions", params=wrong)
+    assert (response.status_code, response.json()["code"]) == (400, "malformed")
+
+
 @pytest.mark.parametrize("limit", ["0", "101", "x", "", "1e1", "-1"])
 async def test_a_list_of_unreasonable_length_is_refused(alice: httpx.AsyncClient, limit: str) -> None:
     """What a query string says is checked like a body."""

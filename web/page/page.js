@@ -122,6 +122,7 @@ class Shown {
 }
 
 let shown = null;
+let turns = 0; // of showing a session: the last one counts
 
 const screen = new Screen(document.getElementById("screen"), {
   input: (bytes) => shown?.typist.type(bytes),
@@ -140,15 +141,18 @@ function refused(error) {
 }
 
 async function listSessions() {
-  const { sessions } = await call("GET", "/terminal-list-sessions?limit=20").catch(() => ({ sessions: [] }));
-  if (sessions.length) view.showSessions(sessions, shown?.id);
+  const answer = await call("GET", "/terminal-list-sessions?live=true&limit=100").catch(() => null);
+  if (answer && shown) view.showSessions(answer.sessions, shown.status);
 }
 
 /** Show a session; `fresh` if this page has just created it. Throws Refused if there is none of that id. */
 async function show(id, fresh) {
   const status = await call("GET", `/terminal-get-status/${id}`);
+  const turn = ++turns;
   shown?.leave();
-  screen.clear();
+  shown = null; // what xterm still answers to its programs is for nobody
+  await screen.clear();
+  if (turn !== turns) return;
   view.hideNotice();
   document.title = "pigeon";
   localStorage.setItem(REMEMBERED, id);
@@ -193,7 +197,7 @@ async function shownIfLive(id) {
 
 document.getElementById("new").addEventListener("click", () => void startNew());
 document.getElementById("end").addEventListener("click", () => {
-  void call("DELETE", `/terminal-cleanup-session/${shown.id}`).catch(refused);
+  if (shown) void call("DELETE", `/terminal-cleanup-session/${shown.id}`).catch(refused);
 });
 document.getElementById("sessions").addEventListener("change", (event) => void show(event.target.value, false).catch(refused));
 document.getElementById("sessions").addEventListener("focus", () => void listSessions());

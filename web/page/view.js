@@ -99,13 +99,13 @@ export function showSize({ rows, cols }) {
   byId("size").textContent = `${cols} × ${rows}`;
 }
 
-/** The list of sessions, the current one chosen; ended ones only if it is the current one. */
+/** The list of live sessions, the current one chosen; `current` is its status, and it may have ended. */
 export function showSessions(sessions, current) {
   const list = byId("sessions");
-  const shown = sessions.filter((session) => !hasEnded(session) || session.sessionId === current);
+  const shown = sessions.some((session) => session.sessionId === current.sessionId) ? sessions : [current, ...sessions];
   const options = shown.map((session) => {
     const label = `${session.sessionId.slice(0, 6)} · since ${clock(session.createdAt)}`;
-    return new Option(label, session.sessionId, false, session.sessionId === current);
+    return new Option(label, session.sessionId, false, session.sessionId === current.sessionId);
   });
   list.replaceChildren(...options);
   list.disabled = options.length < 2;
