@@ -214,6 +214,37 @@ def test_events_do_not_depend_on_how_the_bytes_are_cut(page: Page, pigeon: Pigeo
     ]
 
 
+def test_nothing_of_one_session_is_drawn_in_the_next(page: Page, pigeon: Pigeon) -> None:
+    """Whoever leaves a session that prints a flood sees the other one: what was read or written already is dropped."""
+    page.open(address(pigeon, "walker").partition("?")[0])
+    page.until("document.body.innerText.includes('pigeon open')")
+    shown = page.evaluate("""import('/page/screen.js').then(async ({ Screen }) => {
+        const element = document.body.appendChild(document.createElement('div'));
+        const typed = [];
+        const on = { input: (bytes) => typed.push(...bytes), resize() {}, title() {} };
+        const screen = new Screen(element, on);
+        const encoder = new TextEncoder();
+        screen.write(encoder.encode('old '.repeat(100_000) + '\\x1b[31m\\x1b[?1049h'), false);
+        screen.write(new Uint8Array([0x1b, 0x5d, 0x30, 0x3b, 0xe2, 0x82]), false); // a title and a character, begun
+        await screen.clear();
+        await new Promise((drawn) => screen.terminal.write(encoder.encode('new'), drawn));
+        const { active } = screen.terminal.buffer;
+        const lines = Array.from({ length: active.length }, (_, i) => active.getLine(i).translateToString(true));
+        return [active.type, lines.join('')];
+    })""")
+    assert shown == ["normal", "new"]
+    drawn = page.evaluate("""import('/page/stream.js').then(async ({ follow }) => {
+        const message = (offset) => `id: ${offset + 1}\\ndata: {"offset":${offset},"data":"eA=="}\\n\\n`;
+        window.fetch = async () => new Response(message(0) + message(1) + message(2));
+        const leaving = new AbortController();
+        const drawn = [];
+        const data = (_, offset) => (drawn.push(offset), leaving.abort());
+        await follow('s', { data, link() {} }, leaving.signal);
+        return drawn;
+    })""")
+    assert drawn == [0]
+
+
 def test_without_a_ticket_the_page_says_what_to_do(page: Page, pigeon: Pigeon) -> None:
     """A browser that nobody knows, or a used address, gets words and nothing else."""
     used = address(pigeon, "walker")

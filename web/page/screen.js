@@ -4,6 +4,7 @@ import { FitAddon } from "/vendor/addon-fit-0.11.0/addon-fit.mjs";
 import { Terminal } from "/vendor/xterm-6.0.0/xterm.mjs";
 
 const MAX_UNPARSED = 1024 * 1024; // bytes given to xterm and not drawn yet; reading waits beyond it
+const ANEW = Uint8Array.of(0x18, 0x18, 0x1b, 0x63); // ends what was cut within a character or a sequence, and resets
 
 const THEME = {
   background: "#12161c",
@@ -76,10 +77,10 @@ export class Screen {
     if (proposed?.cols > 1 && proposed.rows > 1) this.#fit.fit();
   }
 
-  /** Start anew, empty. */
+  /** Start anew, empty; resolves then. xterm parses later than it is written to: what waits there goes first. */
   clear() {
-    this.terminal.reset();
     this.terminal.options.disableStdin = false;
+    return new Promise((resolve) => this.terminal.write(ANEW, resolve));
   }
 
   /** Show it, take no more keys. */

@@ -23,6 +23,7 @@ export async function follow(session, on, signal) {
         if (event.id) position = event.id;
         if (event.type === "end") return on.end(JSON.parse(event.data));
         await handle(event, on);
+        if (signal.aborted) return; // more may have been read, but nobody wants it any more
       }
     } catch (error) {
       if (signal.aborted) return;
