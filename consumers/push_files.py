@@ -15,7 +15,7 @@ from consumers.send_input import patient, ready_control
 from consumers.settlement import DONE, Later, Refuse, Settlement
 from schemas.documents import Transfer, TransferState, transfer_path
 from schemas.envelope import CloudEvent
-from schemas.errors import AgentRefused, AgentUnreachable, AlreadyExists
+from schemas.errors import AgentRefused, AgentUnreachable, AlreadyExists, SandboxGone
 from schemas.events import FileItem, FileRequested, FilesPushed
 from schemas.limits import MAX_CHUNK_BYTES, MAX_FILE_BYTES, MAX_LISTED_FILES, MIB
 from schemas.transcript import Data
@@ -69,6 +69,8 @@ async def _transfer(
         if not isinstance(ready, AgentControl):
             return await record.unready(ready)
         content, mode = await work(ready)
+    except SandboxGone:  # its session is about to be lost, which ends no transfer
+        return await record.unready(DONE)
     except AgentUnreachable as error:
         return await record.unready(patient(context, cloud_event, error.code, str(error)))
     except AgentRefused as refusal:

@@ -143,6 +143,25 @@ async def test_who_waits_for_a_transfer_whose_message_died_is_told(staffed: Hous
 
 
 @pytest.mark.parametrize(
+    "event",
+    [FilesPushed(items=(FileItem(path="a"),), transfer_id="t"), FileRequested(path="a", transfer_id="t")],
+    ids=("pushed", "requested"),
+)
+async def test_who_waits_for_a_transfer_whose_sandbox_is_gone_is_told(
+    deserted: tuple[House, str], event: Event
+) -> None:
+    """The session's document still says ready, and is about to say lost: its transfers are nobody else's to end."""
+    house, session = deserted
+    for sandbox in await house.context.sandboxes.list():
+        await house.context.sandboxes.delete(sandbox.name, sandbox.uid)
+    assert await house.handle(event, session) == DONE
+    kept = await house.context.store.get(transfer_path(session, "t"))
+    assert kept is not None
+    transfer = Transfer.of(kept)
+    assert (transfer.state, transfer.code) == (TransferState.FAILED, "session_ended")
+
+
+@pytest.mark.parametrize(
     "attributes", [{"ce-subject": "no/session/at-all"}, {"ce-time": "0001-01-01T00:00:00+14:00"}], ids=str
 )
 async def test_an_envelope_that_no_handler_can_read_is_buried_once(staffed: House, attributes: dict[str, str]) -> None:
