@@ -17,6 +17,7 @@ import typer
 
 from infra.cli.common import describe, find_session
 from infra.cli.keyboard import Keyboard
+from infra.cli.printable import printable
 from infra.cli.tail import write
 from infra.client import Client, Streamed
 from schemas.errors import PigeonError, Rejected
@@ -209,4 +210,4 @@ class Attached:
 
     @staticmethod
     def _remark(text: str) -> None:
-        write(f"\r\n\x1b[2m[pigeon: {text}]\x1b[0m\r\n".encode())
+        write(f"\r\n\x1b[2m[pigeon: {printable(text)}]\x1b[0m\r\n".encode())

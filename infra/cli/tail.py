@@ -9,6 +9,7 @@ from contextlib import aclosing
 import typer
 
 from infra.cli.common import describe
+from infra.cli.printable import printable
 from infra.client import Client
 from schemas.http import SessionStatus, StreamedData, StreamedGap
 from schemas.lifecycle import ENDED
@@ -30,7 +31,7 @@ async def tail(client: Client, session: str) -> int:
 def tell_gap(gap: StreamedGap) -> None:
     """Say that bytes are missing."""
     size = "an unknown number of" if gap.length is None else gap.length
-    typer.echo(f"pigeon: {size} bytes of output were given up ({gap.reason})", err=True)
+    typer.echo(f"pigeon: {size} bytes of output were given up ({printable(gap.reason)})", err=True)
 
 
 def write(data: bytes) -> None:
