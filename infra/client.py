@@ -18,7 +18,7 @@ from infra.local.keys import token_secret
 from infra.local.presence import find
 from infra.sse import EventParser, ServerSentEvent
 from producers.identity import sign_local_token
-from schemas.errors import PigeonError, Unavailable
+from schemas.errors import Malformed, PigeonError, Unavailable
 from schemas.http import (
     AcceptedResponse,
     CleanupSessionResponse,
@@ -45,6 +45,7 @@ PAGE = 100  # sessions in one answer; the server's limit
 POLL_SECONDS = 0.1  # between looks at a command
 TRIES = 6  # of a call that may succeed later: about 8 s in all
 UNREACHABLE_SECONDS = 30.0  # after which a stream that cannot be picked up again is given up
+MAX_PORT = 65_535
 TOKEN_LIFETIME = timedelta(minutes=5)  # signed anew for each request
 
 Answer = TypeVar("Answer", bound=Model)
@@ -129,7 +130,13 @@ async def local(state: Path, user: str) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def remote(url: str, token: str) -> AsyncIterator[Client]:
-    """A client of the functions at `url`, with an access token."""
+    """A client of the functions at `url`, with an access token. Raises Malformed for what is no address."""
+    try:
+        parsed = httpx.URL(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 0) > MAX_PORT:
+            raise httpx.InvalidURL("http://HOST:PORT or https://HOST is what an address looks like")
+    except httpx.InvalidURL as error:
+        raise Malformed(f"'{url}' is no address: {error}") from error
     async with _open(url, FixedToken(token), trust_env=True) as client:
         yield client
 

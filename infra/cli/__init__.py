@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from infra.cli.printable import printable
 from schemas.errors import PigeonError
 
 TERMINATED = 143  # 128 + SIGTERM, as shells say it
@@ -46,7 +47,7 @@ def main() -> None:
 
 def fail(error: PigeonError, code: str = "") -> NoReturn:
     """End the process with the error in one line."""
-    typer.echo(f"pigeon: {' '.join(str(error).split())} [{code or error.code}]", err=True)
+    typer.echo(f"pigeon: {printable(str(error))} [{code or error.code}]", err=True)
     raise SystemExit(1)
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import typer
 
+from infra.cli.printable import printable
 from infra.client import Client, local, remote
 from infra.local.keys import token_secret
 from infra.settings import Settings
@@ -27,8 +28,8 @@ async def connect(url: str, user: str) -> AsyncIterator[Client]:
         async with local(Settings.from_environment().state, user) as client:
             yield client
         return
-    token = os.environ.get("PIGEON_TOKEN", "")
-    if not token:
+    token = os.environ.get("PIGEON_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()) or not token:
         raise Unauthenticated("set PIGEON_TOKEN to an access token for that address")
     async with remote(url, token) as client:
         yield client
@@ -60,7 +61,9 @@ def print_sessions(sessions: Sequence[SessionStatus], *, ended: bool, as_json: b
         typer.echo(json.dumps([status.model_dump(mode="json", by_alias=True) for status in shown], indent=2))
         return 0
     for status in shown:
-        typer.echo(f"{status.session_id}  {_age(status.created_at):>8}  {status.state:<9}  {status.reason}".rstrip())
+        typer.echo(
+            f"{status.session_id}  {_age(status.created_at):>8}  {status.state:<9}  {printable(status.reason)}".rstrip()
+        )
     if not shown:
         typer.echo("no sessions" if ended else "no live sessions", err=True)
     return 0
@@ -78,7 +81,7 @@ def print_closed(answer: CleanupSessionResponse, *, as_json: bool) -> int:
 
 def describe(status: SessionStatus) -> str:
     """What became of a session, or what it waits for, in a sentence."""
-    return status.reason or f"The session is {status.state}."
+    return printable(status.reason) or f"The session is {status.state}."
 
 
 def _age(since: datetime) -> str:

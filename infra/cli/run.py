@@ -18,6 +18,7 @@ from pathlib import Path
 import typer
 
 from infra.cli.markers import Cutter, Markers
+from infra.cli.printable import printable
 from infra.cli.tail import tell_gap, write
 from infra.client import Client, Streamed
 from schemas.errors import Malformed, PigeonError
@@ -39,10 +40,15 @@ class Script:
 
     @classmethod
     def read(cls, file: str, arguments: tuple[str, ...]) -> Script:
-        """The script in that file, or on standard input for "-". Raises OSError, or Malformed if it is too large."""
+        """The script in that file, or on standard input for "-". Raises OSError, or Malformed if it is too large or an
+        argument is no text."""
         content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1) if file == "-" else Path(file).read_bytes()
         if len(content) > MAX_FILE_BYTES:
             raise Malformed(f"a script has at most {MAX_FILE_BYTES} bytes")
+        try:
+            "".join(arguments).encode()
+        except UnicodeEncodeError as error:
+            raise Malformed("an argument is no UTF-8: a command is text") from error
         name = "script" if file == "-" else Path(file).name.encode(errors="replace").decode()
         return cls(name, content, arguments)
 
@@ -66,7 +72,7 @@ async def run(client: Client, script: Script, timeout: int | None) -> int:
         watching = asyncio.create_task(client.ended(session, submitted.command_id))
         try:
             await _print_output(client, session, markers.cutter(), watching)
-            return _status(await watching)
+            return command_status(await watching)
         finally:
             watching.cancel()
 
@@ -131,8 +137,9 @@ def _print_item(item: Streamed, cutter: Cutter, position: int) -> int:
     return position
 
 
-def _status(command: CommandStatus) -> int:
+def command_status(command: CommandStatus) -> int:
+    """The exit status that stands for how the command ended; says so where it has no exit code."""
     if command.state is CommandState.EXITED and command.exit_code is not None:
         return command.exit_code
-    typer.echo(f"pigeon: the script was {command.state}: {command.reason or 'nobody knows why'}", err=True)
+    typer.echo(f"pigeon: the script was {command.state}: {printable(command.reason) or 'nobody knows why'}", err=True)
     return KILLED if command.state is CommandState.KILLED else LOST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -131,6 +132,25 @@ def test_errors_are_one_line_with_a_code(pigeon: Pigeon, fresh: Pigeon) -> None:
     assert (headless.returncode, error_line(headless)[-13:]) == (1, "[no_terminal]")
 
 
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://127.0.0.1:99999", "127.0.0.1:8080", "ftp://127.0.0.1", "http://"]
+)
+def test_an_address_that_is_none_is_said_in_a_line(fresh: Pigeon, url: str) -> None:
+    """A slip of the pen is no stack trace, and nothing is tried eight times."""
+    fresh.environment["PIGEON_TOKEN"] = "x"
+    result = fresh.run("sessions", "--url", url)
+    assert (result.returncode, error_line(result)[-11:]) == (1, "[malformed]")
+
+
+def test_what_is_no_text_is_said_in_a_line(pigeon: Pigeon, fresh: Pigeon) -> None:
+    """A token or an argument that no request can carry."""
+    fresh.environment["PIGEON_TOKEN"] = os.fsdecode(b"a\xff")
+    wrong = fresh.run("sessions", "--url", "http://127.0.0.1:1")
+    assert (wrong.returncode, error_line(wrong)[-17:]) == (1, "[unauthenticated]")
+    wrong = pigeon.run("run", "-", os.fsdecode(b"\xff"), stdin=b"pass")
+    assert (wrong.returncode, error_line(wrong)[-11:]) == (1, "[malformed]")
+
+
 def test_a_remote_stack_is_reached_by_address_and_token(pigeon: Pigeon) -> None:
     """--url with PIGEON_TOKEN is all that is needed, and without the token the reason is said."""
     presence = find(pigeon.state)
@@ -139,7 +159,7 @@ def test_a_remote_stack_is_reached_by_address_and_token(pigeon: Pigeon) -> None:
     token = pigeon.run("token", "--user", "remote").stdout.decode().strip()
     elsewhere = Pigeon(pigeon.state / "elsewhere")
     assert error_line(elsewhere.run("sessions", "--url", url))[-17:] == "[unauthenticated]"
-    elsewhere.environment["PIGEON_TOKEN"] = token
+    elsewhere.environment["PIGEON_TOKEN"] = f"{token}\n"  # as a file has it
     assert json.loads(elsewhere.run("sessions", "--url", url, "--json").stdout) == []
     elsewhere.environment["PIGEON_TOKEN"] = token[:-4]
     assert error_line(elsewhere.run("sessions", "--url", url))[-17:] == "[unauthenticated]"
