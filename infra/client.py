@@ -44,7 +44,7 @@ SILENCE_SECONDS = 45.0  # a stream says something at least every 15 s
 PAGE = 100  # sessions in one answer; the server's limit
 POLL_SECONDS = 0.1  # between looks at a command
 TRIES = 6  # of a call that may succeed later: about 8 s in all
-UNREACHABLE_SECONDS = 30.0  # after which a stream that cannot be picked up again is given up
+UNREACHABLE_SECONDS = 30.0  # after which a server that stays away is given up by who waits for something
 MAX_PORT = 65_535
 TOKEN_LIFETIME = timedelta(minutes=5)  # signed anew for each request
 
@@ -209,9 +209,14 @@ class Client:
 
     async def ended(self, session: str, command_id: str) -> CommandStatus:
         """That command, once it has ended; there is no stream of such news, so this asks again and again."""
-        after = 0
+        after, patience = 0, _Patience()
         while True:
-            page = await self.commands(session, after)
+            try:
+                page = await self.commands(session, after)
+            except (CallFailed, Unreachable) as error:
+                patience.bear(error)  # a call alone gives up long before a server has started again
+                continue
+            patience = _Patience()
             found = next((command for command in page if command.command_id == command_id), None)
             if found is not None and found.state not in UNSETTLED:
                 return found
@@ -236,11 +241,11 @@ class Client:
         A broken connection is picked up where it broke (`on_break` hears of it), for UNREACHABLE_SECONDS.
         """
         position = str(offset)
-        attempt, broken_at = 0, float("inf")
+        attempt, patience = 0, _Patience()
         while True:
             try:
                 async for event in self._events(session, position):
-                    attempt, broken_at = 0, float("inf")
+                    attempt, patience = 0, _Patience()
                     position = event.id or position
                     if event.type == "problem":
                         raise _problem(event.data)
@@ -252,10 +257,7 @@ class Client:
                     if isinstance(item, StreamedEnd):
                         return
             except (CallFailed, Unreachable) as error:
-                now = asyncio.get_running_loop().time()
-                broken_at = min(broken_at, now)  # not when it last spoke: an idle session is quiet for hours
-                if not error.retryable or now - broken_at > UNREACHABLE_SECONDS:
-                    raise
+                patience.bear(error)
                 on_break(error)
             await asyncio.sleep(backoff(attempt))
             attempt += 1
@@ -303,6 +305,20 @@ class Client:
         if not response.is_success:
             raise _failure(response)
         return response.content
+
+
+class _Patience:
+    """How long a server has been away. Not when it last spoke: an idle session is quiet for hours."""
+
+    def __init__(self) -> None:
+        self._since = float("inf")
+
+    def bear(self, error: CallFailed | Unreachable) -> None:
+        """Raises the error if to go on trying is no use, or has been none for UNREACHABLE_SECONDS."""
+        now = asyncio.get_running_loop().time()
+        self._since = min(self._since, now)
+        if not error.retryable or now - self._since > UNREACHABLE_SECONDS:
+            raise error
 
 
 def backoff(attempt: int) -> float:

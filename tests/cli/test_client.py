@@ -210,6 +210,41 @@ async def test_the_end_of_a_command_is_seen_however_many_came_before_it() -> Non
     assert asked == [0, 20, 40, 40, 40]
 
 
+async def test_a_command_is_waited_for_through_a_restart_of_the_server() -> None:
+    """A script that runs for an hour is not given up, and its session closed, for a server that is away for seconds."""
+    asked = 0
+
+    def serve(request: Request) -> Response:
+        nonlocal asked
+        asked += 1
+        if asked < 3 * client_module.TRIES:
+            return Response(problem("unavailable", "starting").model_dump_json(by_alias=True), 503)
+        return JSONResponse({"commands": [command(1, "exited")]})
+
+    async with client_of(serve) as client:
+        assert (await client.ended(SESSION, "c1")).state == "exited"
+
+
+async def test_a_command_of_a_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting has an end, and a refusal ends it at once."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    codes = ["unavailable", "unknown_session"]
+
+    def refuse(request: Request) -> Response:
+        nonlocal now
+        now += 5.0
+        document = problem(codes[0], "no")
+        return Response(document.model_dump_json(by_alias=True), document.status)
+
+    async with client_of(refuse) as client:
+        while codes:
+            with pytest.raises(CallFailed) as caught:
+                await client.ended(SESSION, "c1")
+            assert caught.value.code == codes.pop(0)
+
+
 async def test_every_session_is_listed_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page at a time, each from where the one before it ended."""
     asked: list[tuple[str | None, str | None]] = []
