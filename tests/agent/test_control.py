@@ -22,7 +22,8 @@ class Answering(ByteStream):
     def __init__(self, answers: int) -> None:
         self._left = answers
         self._said: asyncio.Queue[bytes] = asyncio.Queue()
-        self._said.put_nowait(wire.encode_frame(wire.HELLO, 0, wire.encode_json({"bootId": "b", "challenge": "c"})))
+        greeting = {"bootId": "b", "challenge": "c", "opened": True}
+        self._said.put_nowait(wire.encode_frame(wire.HELLO, 0, wire.encode_json(greeting)))
         self.answered = asyncio.Event()
 
     async def read(self, limit: int) -> bytes:
