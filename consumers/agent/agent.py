@@ -591,13 +591,16 @@ class Shell:
     def script(self, number: int, text: str) -> str:
         """Write what sources as command `number`; returns the file's path.
 
-        The text is evaluated on the first line, so that the shell's messages count lines as the user does. The
-        file empties itself before the text starts: what has started is never started again.
+        The text is evaluated on the first line, so that the shell's messages count lines as the user does. Before
+        that the shell creates the file's claim, which only one can: what has started is never started again, nor what
+        `withhold` claimed.
         """
         path = self._path(number)
         data = text.encode("utf-8", "replace")  # JSON may carry half a surrogate pair
         os.makedirs(self.run_dir, 0o700, exist_ok=True)
         self.forget(number)
+        if self.has_started(number):
+            raise FileExistsError(path)  # somebody put something there that cannot be removed
         if self.is_bash:
             write_private(path + ".text", data if len(data) <= MAX_HISTORY_BYTES else b"")
         script = _BASH_SCRIPT if self.is_bash else _SH_SCRIPT
@@ -610,7 +613,22 @@ class Shell:
 
     def forget(self, number: int) -> None:
         """Remove what `script` and the shell wrote."""
-        for suffix in ("", ".text", ".status"):
+        self._remove(number, "", ".text", ".status", ".claim")
+
+    def withhold(self, number: int) -> bool:
+        """Keep the script of command `number` from starting, even where a shell has read it already; False if it has
+        started. The claim stays."""
+        try:
+            write_private(self._path(number) + ".claim", b"")
+        except FileExistsError:
+            return False
+        except OSError:
+            pass  # the shell cannot create one either
+        self._remove(number, "", ".text", ".status")
+        return True
+
+    def _remove(self, number: int, *suffixes: str) -> None:
+        for suffix in suffixes:
             with contextlib.suppress(OSError):
                 os.unlink(self._path(number) + suffix)
 
@@ -630,10 +648,7 @@ class Shell:
 
     def has_started(self, number: int) -> bool:
         """Whether the script of command `number` ran its first line, whatever became of its mark."""
-        try:
-            return os.stat(self._path(number)).st_size == 0
-        except OSError:
-            return False
+        return os.path.lexists(self._path(number) + ".claim")
 
     def typing(self, path: str, attempt: int) -> bytes:
         """The keys that run a script at the prompt: clear the line, then source the file.
@@ -675,11 +690,20 @@ __pigeon_arm() {
   fi
   return "$__s"
 }
+__pigeon_claim() {
+  __pigeon_s=$?
+  local __c=$- __r
+  set -C
+  { builtin true; } >"$1.claim"
+  __r=$?
+  [[ $__c == *C* ]] || set +C
+  return "$__r"
+}
 __pigeon_run() {
-  local __s=$? __t=
+  local __s=$__pigeon_s __t=
+  unset -v __pigeon_s
   IFS= builtin read -r -d '' __t <"$2.text" || :
   [[ -z $__t ]] || builtin history -s -- "$__t"
-  : >|"$2"
   builtin printf '\e]133;NONCE;X;%s\a' "$1" >/dev/tty
   return "$__s"
 }
@@ -695,10 +719,16 @@ bind -m vi-command '"\C-a\C-k": "S"' 2>/dev/null
 """
 _SH_RC = r"""
 unset ENV
+__pigeon_claim() {
+  __pigeon_s=$1
+  case $- in
+  *C*) { true; } >"$2.claim" ;;
+  *) set -C; { true; } >"$2.claim"; set -- $?; set +C; return "$1" ;;
+  esac
+}
 __pigeon_run() {
-  : >|"$3"
-  printf '\033]133;NONCE;X;%s\007' "$2" >/dev/tty
-  return "$1"
+  printf '\033]133;NONCE;X;%s\007' "$1" >/dev/tty
+  return "$__pigeon_s"
 }
 __pigeon_over() {
   printf %s "$1" >|"$2.status"
@@ -706,10 +736,10 @@ __pigeon_over() {
 }
 PS1='@133;NONCE;D;$?;$$#$PWD $ @133;NONCE;B;$?#'
 """.replace("@", "\x1b]").replace("#", "\x07")
-_BASH_SCRIPT = """{{ __pigeon_run {number} {path}; }} 2>/dev/null; eval -- {text}
+_BASH_SCRIPT = """{{ __pigeon_claim {path} || return 0; __pigeon_run {number} {path}; }} 2>/dev/null; eval -- {text}
 {{ __pigeon_over {path}; }} 2>/dev/null
 """
-_SH_SCRIPT = """__pigeon_run $? {number} {path}; eval {text}
+_SH_SCRIPT = """{{ __pigeon_claim $? {path} || return 0; __pigeon_run {number}; }} 2>/dev/null; eval {text}
 __pigeon_over $? {path}
 """
 
@@ -1335,6 +1365,7 @@ class Runner:
         self._type_ahead = False  # lines may wait in the terminal that the shell has not read yet
         self._settling: Optional[Timer] = None
         self._new_prompt = False  # the shell showed a new prompt after we typed, and our line has not started
+        self._unheard: Optional[int] = None  # its exit code, if the line has started since and was not heard of
         self._retyping: Optional[Timer] = None
         self._presuming: Optional[Timer] = None
         self.stopping = False
@@ -1438,7 +1469,7 @@ class Runner:
         self._marks.expect((echo, b""), (paste_off + b"\r", paste_off))
         self.at_prompt = False
         self._terminal.write(self._shell.typing(command.script, command.attempts))
-        self._new_prompt = False
+        self._new_prompt, self._unheard = False, None
         self._retype_in(START_SECONDS)
         self.on_urgent()
 
@@ -1448,12 +1479,16 @@ class Runner:
 
     def _retype(self) -> None:
         """The line we typed has not started: somebody's ^C took it, or another program. It cannot start twice, since
-        its script empties itself; so it may be typed again."""
+        its script is claimed once; so it may be typed again."""
         command = self.current
         if command is None or command.start_offset is not None or self.ended:
             return
-        if self._terminal.queued or not self._terminal.shell_has_it or self._shell.has_started(command.number):
+        started = self._shell.has_started(command.number)
+        if self._terminal.queued or not self._terminal.shell_has_it or (started and self._unheard is None):
             self._retype_in(START_SECONDS)
+            return
+        if started:
+            self._finish_unheard(command)
             return
         command.attempts += 1
         if command.kill_reason or command.attempts >= MAX_START_ATTEMPTS:
@@ -1462,8 +1497,12 @@ class Runner:
             self._type(command)
 
     def _give_up(self, command: Command) -> None:
+        if not command.script:
+            self._shell.forget(command.number)
+        elif not self._shell.withhold(command.number):
+            self._retype_in(START_SECONDS)  # it started just now
+            return
         self.current = None
-        self._shell.forget(command.number)
         self._tell_unstarted(command, command.kill_reason or "not_started")
         self._loop.soon(self.advance)
 
@@ -1520,13 +1559,19 @@ class Runner:
 
     def _not_started(self, command: Command, status: int) -> None:
         """A new prompt, and no mark of the command we typed: only the mark was lost, or the line was, or it waits
-        behind lines that a user typed."""
+        behind lines that a user typed. What has started since that prompt is marked right after it."""
         if self._shell.has_started(command.number):
-            self._marks.expect()
-            self._begin(command)
-            self._finish(status)
-        else:
-            self._retype_in(START_SECONDS)
+            self._unheard = status
+        self._retype_in(START_SECONDS)
+
+    def _finish_unheard(self, command: Command) -> None:
+        """The mark of a start was lost, and its command is over."""
+        assert self._unheard is not None
+        self._marks.expect()
+        status = self._unheard
+        self._begin(command)
+        self._finish(status)
+        self._prompt_shown(None)
 
     def _prompt_shown(self, status: Optional[int]) -> None:
         command = self.current
@@ -1549,7 +1594,8 @@ class Runner:
 
     def _prompt_without_us(self) -> None:
         """A prompt while our line is on its way: drawn again, or a new one, which the line may still follow."""
-        if self._new_prompt:
+        over = self.current is not None and self._shell.status(self.current.number) is not None
+        if self._new_prompt and (self._unheard is None or over):
             self._retype_in(SETTLE_SECONDS)
 
     def _settle(self) -> None:

@@ -309,3 +309,29 @@ def test_a_command_cancelled_before_it_came_only_takes_its_number(terminal: Term
     assert terminal.run("ls")[1] == b""
     with pytest.raises(RequestRefused, match="malformed"):
         terminal.submit("echo never", "odd", cancelled="yes")
+
+
+STALL = (
+    'claim=$(declare -f __pigeon_claim); eval "${claim/__pigeon_/}"; '
+    "__pigeon_claim() { BEFORE; local s=$EPOCHSECONDS; while (( EPOCHSECONDS < s + 12 )); do :; done; "
+    'eval "$claim"; AFTER; }'
+)
+
+
+@pytest.mark.slow
+def test_what_was_told_not_to_have_started_does_not_start_later(terminal: Terminal) -> None:
+    """A shell that gets no processor may have read a command's script, and get to it long after it was given up."""
+    terminal.run(STALL.replace("BEFORE", ":").replace("AFTER", 'claim "$1"'))
+    mark, _ = terminal.run("touch started")
+    assert (mark["outcome"], mark["reason"]) == ("killed", "not_started")
+    assert terminal.run("ls started; (exit 5)")[0]["exitCode"] == 5
+    assert b"No such file" in terminal.run("ls started")[1]
+
+
+@pytest.mark.slow
+def test_what_starts_as_it_is_given_up_is_not_given_up(terminal: Terminal) -> None:
+    """The shell was there first: its exit code counts, not our patience."""
+    terminal.run(STALL.replace("BEFORE", 'claim "$1"').replace("AFTER", ":"))
+    mark, printed = terminal.run("echo late; (exit 3)")
+    assert (mark["outcome"], mark["exitCode"]) == ("exited", 3)
+    assert b"late" in printed
