@@ -31,6 +31,10 @@ class Selected(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]
     async def _select(self, responses: AsyncIterator[Any]) -> AsyncIterator[Any]:
         state: list[Any] = []
         async for response in responses:
+            if response is None:  # garbled: the listener is to start again
+                yield response
+                state = []
+                continue
             state.append(response)
             change = response.target_change
             if response.HasField("target_change") and change.HasField("read_time") and not change.target_ids:
