@@ -223,6 +223,8 @@ def _with(words: str, said: str) -> str:
 
 
 def _short(text: Any, limit: int = 300) -> str:
-    """One line of what a component of the cluster said."""
-    line = " ".join(str(text or "").split()).rstrip(".")
+    """One line of what a component of the cluster said, or a program in the pod, which may want to steer whoever's
+    terminal this is shown on, or to name characters that no store takes."""
+    words = " ".join(str(text or "").split()).rstrip(".")
+    line = "".join(character if character.isprintable() else "\ufffd" for character in words)
     return line if len(line) <= limit else f"{line[:limit]}…"

@@ -211,3 +211,10 @@ def test_reading_changes_nothing(status: dict[str, Any], _: str) -> None:
     before = copy.deepcopy(given)
     assert read(given) == read(given)
     assert given == before
+
+
+def test_what_a_pod_says_at_its_end_steers_no_terminal_and_fits_every_store() -> None:
+    """A program in it may write the container's last words: escape sequences, and halves of characters."""
+    verdict = judge(raw(state("Failed", exited(3, message="bye\x1b[2J\x07\ud800 \n\u202enow"))))
+    assert verdict.reason == "its agent ended with exit code 3: bye\ufffd[2J\ufffd\ufffd \ufffdnow"
+    verdict.reason.encode()
