@@ -192,8 +192,10 @@ class AgentControl:
         for task in (self._reader, self._keeper):
             if task is not None:
                 task.cancel()
-        await asyncio.gather(*(task for task in (self._reader, self._keeper) if task), return_exceptions=True)
-        await self._connection.close()
+        try:
+            await asyncio.gather(*(task for task in (self._reader, self._keeper) if task), return_exceptions=True)
+        finally:
+            await self._connection.close()
 
     async def _read(self) -> None:
         reason: Exception = AgentUnreachable("the control connection ended")

@@ -25,6 +25,7 @@ class Answering(ByteStream):
         greeting = {"bootId": "b", "challenge": "c", "opened": True}
         self._said.put_nowait(wire.encode_frame(wire.HELLO, 0, wire.encode_json(greeting)))
         self.answered = asyncio.Event()
+        self.closed = False
 
     async def read(self, limit: int) -> bytes:
         """See the port."""
@@ -43,6 +44,7 @@ class Answering(ByteStream):
 
     async def close(self) -> None:
         """See the port."""
+        self.closed = True
 
 
 async def control(stream: ByteStream) -> client.AgentControl:
@@ -75,3 +77,15 @@ async def test_an_agent_that_answers_nothing_any_more_is_given_up() -> None:
         await soon(connection.request("status"))
     assert not connection.alive
     await connection.close()
+
+
+async def test_a_connection_whose_closing_is_cancelled_is_closed_all_the_same() -> None:
+    """By a worker that stops; in a pod it would be an exec that stays until the agent notices the silence."""
+    stream = Answering(PINGS)
+    connection = await control(stream)
+    closing = asyncio.create_task(connection.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await soon(closing)
+    assert stream.closed
