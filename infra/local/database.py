@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -85,8 +85,17 @@ class Database:
         for _ in range(READERS):
             self._reads.put(None)
         await asyncio.gather(*(thread.close() for thread in self._threads))
+        await asyncio.to_thread(self._tidy)
         self._doorbell.close()
         self._bells.ring_all()
+
+    def _tidy(self) -> None:
+        """SQLite takes its log away with the last connection, and of those that close at the same moment none is the
+        last: so one more does, alone."""
+        with suppress(sqlite3.Error):
+            if self._path.exists():
+                with closing(connect(self._path, self._lock_timeout)) as connection:
+                    _read_counter(connection)
 
     async def __aenter__(self) -> Database:
         await self.open()

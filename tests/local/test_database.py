@@ -335,3 +335,12 @@ async def test_closing_leaves_no_socket_and_no_log(path: Path) -> None:
         await open_store(database).create("sessions/s1", {})
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["pigeon.db", "pigeon.db-bells"]
     assert list(path.with_name("pigeon.db-bells").iterdir()) == []
+
+
+async def test_closing_leaves_no_log_however_many_threads_have_read(path: Path) -> None:
+    """Of connections that close at the same moment none is the last one, which takes the log away."""
+    for _ in range(60):
+        async with Database(path) as database:
+            store = open_store(database)
+            await asyncio.gather(*(store.get("sessions/s1") for _ in range(20)))
+        assert sorted(entry.name for entry in path.parent.iterdir()) == ["pigeon.db", "pigeon.db-bells"]
